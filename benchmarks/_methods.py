@@ -1,0 +1,248 @@
+"""The labelled data and the methods that `quality.py` compares.
+
+A family is one fit (components, a latent space, a model) and the labelings made from it; a new system is one function
+and one entry in FAMILIES. Import this module before anything that starts threads.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before numpy and torch start their thread pools: CPU seconds of different methods compare only at one thread.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ[_variable] = "1"
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from anndata import AnnData
+
+DATA = Path(os.environ.get("SCDEEPCLUST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+N_TOP_GENES = 2000
+N_PCS = 30
+N_NEIGHBORS = 15
+N_RESTARTS = 100  # with 10, single runs of k-means decide baron_mouse by luck
+
+DATASETS = (  # small to large
+    "pbmc68k_reduced",
+    "sc_mixology_cellines",
+    "kang_muscat",
+    "baron_mouse",
+    "mouse_bladder_2100",
+    "pbmc3k_full",
+    "paul15",
+    "worm_neuron",
+    "pbmc_4k_hvg",
+)
+
+
+class Timer:
+    """CPU and wall seconds of a `with` block."""
+
+    cpu = wall = 0.0
+
+    def __enter__(self) -> Timer:
+        self._start = time.process_time(), time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cpu = time.process_time() - self._start[0]
+        self.wall = time.perf_counter() - self._start[1]
+
+
+@dataclass
+class Labels:
+    """What a method hands back: one label per cell and what it cost."""
+
+    method: str
+    k: str
+    labels: np.ndarray
+    fit: Timer
+    cluster: Timer
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def load(name: str) -> AnnData | None:
+    """Counts in ``layers["counts"]``, log-normalised values in ``X``, selected genes only; None if there is no file."""
+    import anndata
+    import scanpy as sc
+
+    if name == "pbmc68k_reduced":
+        import scdeepclust as sdc
+
+        adata = sdc.datasets.pbmc68k_reduced()
+        if "counts" in adata.layers:
+            adata.X = adata.layers["counts"].copy()
+    else:
+        path = DATA / f"{name}.h5ad"
+        if not path.exists():
+            print(f"{name}: {path} is missing, skipped", flush=True)
+            return None
+        adata = anndata.read_h5ad(path)
+    keep = [column for column in ("cell_type", "batch") if column in adata.obs]
+    adata = AnnData(adata.X, obs=adata.obs[keep].copy(), var=adata.var[[]].copy())
+    adata.layers["counts"] = adata.X.copy()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    if adata.n_vars > N_TOP_GENES:
+        sc.pp.highly_variable_genes(adata, n_top_genes=N_TOP_GENES, flavor="seurat", subset=True)
+    return adata
+
+
+def batch_key(adata: AnnData) -> str | None:
+    return "batch" if "batch" in adata.obs and adata.obs["batch"].nunique() > 1 else None
+
+
+# ---- clustering of a representation ----------------------------------------------------------------------------------
+
+
+def kmeans(representation: np.ndarray, k: int, seed: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+
+    return KMeans(k, n_init=N_RESTARTS, random_state=seed).fit_predict(representation)
+
+
+def leiden_default(representation: np.ndarray, k: int, seed: int) -> np.ndarray:
+    return leiden(neighbour_graph(representation, seed), 1.0, seed)
+
+
+def leiden_at_k(representation: np.ndarray, k: int, seed: int, n_steps: int = 30) -> np.ndarray:
+    """Bisect the resolution until there are `k` clusters; else the labels whose number was closest."""
+    graph = neighbour_graph(representation, seed)
+    low, high = np.log(1e-3), np.log(30.0)
+    best, best_gap = None, np.inf
+    for _ in range(n_steps):
+        middle = (low + high) / 2
+        labels = leiden(graph, float(np.exp(middle)), seed)
+        found = np.unique(labels).size
+        if abs(found - k) < best_gap:
+            best, best_gap = labels, abs(found - k)
+        if found == k:
+            break
+        low, high = (middle, high) if found < k else (low, middle)
+    return best
+
+
+def neighbour_graph(representation: np.ndarray, seed: int) -> AnnData:
+    import scanpy as sc
+
+    graph = AnnData(obsm={"X_rep": representation})
+    # exact neighbours: no second source of randomness
+    sc.pp.neighbors(graph, n_neighbors=N_NEIGHBORS, use_rep="X_rep", transformer="sklearn", random_state=seed)
+    return graph
+
+
+def leiden(graph: AnnData, resolution: float, seed: int) -> np.ndarray:
+    import scanpy as sc
+
+    sc.tl.leiden(
+        graph, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed, key_added="l"
+    )
+    return graph.obs["l"].to_numpy()
+
+
+CLUSTERERS: dict[str, tuple[str, Callable[[np.ndarray, int, int], np.ndarray]]] = {
+    "kmeans": ("given", kmeans),
+    "leiden-k": ("searched", leiden_at_k),
+    "leiden": ("estimated", leiden_default),
+}
+
+
+def cluster(name: str, representation: np.ndarray, k: int, seed: int, fit: Timer, wanted: set[str]) -> Iterator[Labels]:
+    for suffix, (k_is, function) in CLUSTERERS.items():
+        if (method := f"{name}+{suffix}") in wanted:
+            with Timer() as timer:
+                labels = function(representation, k, seed)
+            yield Labels(method, k_is, labels, fit, timer)
+
+
+# ---- families of methods: one fit, one or several labelings ----------------------------------------------------------
+
+
+def components(adata: AnnData, seed: int) -> np.ndarray:
+    """Principal components of standardised genes (mean ARI of k-means over the data sets .64, unstandardised .52)."""
+    import scanpy as sc
+
+    scaled = sc.pp.scale(adata.X.toarray(), max_value=10)
+    return sc.pp.pca(scaled, n_comps=N_PCS, random_state=seed)
+
+
+def pca(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
+    with Timer() as fit:
+        representation = components(adata, seed)
+    yield from cluster("pca", representation, k, seed, fit, wanted)
+
+
+def harmony(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
+    import harmonypy
+
+    if batch_key(adata) is None:
+        return
+    with Timer() as fit:
+        representation = components(adata, seed).astype(np.float64)
+        harmonised = np.asarray(harmonypy.run_harmony(representation, adata.obs, "batch", random_state=seed).Z_corr)
+    if harmonised.shape[0] != adata.n_obs:  # harmonypy 2 turned the result round
+        harmonised = harmonised.T
+    yield from cluster("harmony", harmonised, k, seed, fit, wanted)
+
+
+def scvi(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
+    import scvi as scvi_tools
+
+    scvi_tools.settings.seed = seed
+    one_thread()
+    adata = adata.copy()  # setup_anndata writes into it
+    scvi_tools.model.SCVI.setup_anndata(adata, layer="counts", batch_key=batch_key(adata))
+    with Timer() as fit:
+        model = scvi_tools.model.SCVI(adata)
+        model.train(accelerator="cpu", enable_progress_bar=False)
+    yield from cluster("scvi", model.get_latent_representation(), k, seed, fit, wanted)
+
+
+def scdeepcluster(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
+    import scvi as scvi_tools
+
+    import scdeepclust as sdc
+
+    scvi_tools.settings.seed = seed
+    one_thread()
+    adata = adata.copy()
+    sdc.model.SCDeepCluster.setup_anndata(adata, layer="counts", batch_key=batch_key(adata))
+    with Timer() as fit:
+        model = sdc.model.SCDeepCluster(adata, n_clusters=k)
+        model.train(accelerator="cpu", enable_progress_bar=False)
+    with Timer() as timer:
+        labels = np.asarray(model.predict())
+    yield Labels("scdeepcluster", "given", labels, fit, timer)
+    yield Labels("scdeepcluster:start", "given", np.asarray(model.start_labels_), fit, timer)
+
+
+FAMILIES: dict[str, tuple[Callable[[AnnData, int, int, set[str]], Iterator[Labels]], tuple[str, ...]]] = {
+    "pca": (pca, ("pca+kmeans", "pca+leiden-k", "pca+leiden")),
+    "harmony": (harmony, ("harmony+kmeans",)),
+    "scvi": (scvi, ("scvi+kmeans", "scvi+leiden-k", "scvi+leiden")),
+    "scdeepcluster": (scdeepcluster, ("scdeepcluster:start", "scdeepcluster")),
+}
+METHODS = tuple(method for _, methods in FAMILIES.values() for method in methods)
+
+
+def one_thread() -> None:
+    """Tell torch again before each fit: libraries used in between may have put the thread count back."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def warm_up() -> None:
+    """Import and compile what the first neighbour graph needs, so that no method pays for it."""
+    logging.getLogger("harmonypy").setLevel(logging.WARNING)
+    cells = np.random.default_rng(0).normal(size=(200, 5))
+    leiden_default(cells, 2, seed=0)
+    kmeans(cells, 2, seed=0)
