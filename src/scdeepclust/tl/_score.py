@@ -58,10 +58,8 @@ def score_clusters(
     >>> import pandas as pd, scdeepclust as sdc
     >>> obs = pd.DataFrame({"found": list("001122"), "type": list("TTBBBB")})
     >>> scores = sdc.tl.score_clusters(obs, "found", label_key="type")
-    >>> scores[["purity", "completeness", "f1[T]", "f1[B]"]].round(2)
-                purity  completeness  f1[T]  f1[B]
-    clustering
-    found          1.0          0.58    1.0   0.67
+    >>> scores.loc["found", ["purity", "completeness", "f1[T]", "f1[B]"]].round(2).to_dict()
+    {'purity': 1.0, 'completeness': 0.58, 'f1[T]': 1.0, 'f1[B]': 0.67}
     """
     obs = adata if isinstance(adata, pd.DataFrame) else adata.obs
     keys = [keys] if isinstance(keys, str) else list(keys)
