@@ -1,0 +1,69 @@
+# Each target sets up what it needs in .venv the first time; nothing else has to be installed but Python >= 3.11.
+
+VENV := .venv
+NEWEST := .venv-newest
+BIN := $(VENV)/bin
+
+# The first of $(1) that is at least Python 3.$(2) and can make virtual environments.
+first_python = $(shell for p in $(1); do \
+	if "$$p" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, $(2)))' 2>/dev/null; then echo "$$p"; break; fi; done)
+PYTHON ?= $(call first_python,python3.11 python3.12 python3.13 python3,11)
+PYTHON_NEWEST ?= $(call first_python,python3.14 python3.13 python3.12 python3 \
+	$(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[2-9].*/bin/python))),12)
+
+TORCH = $(shell grep '^torch==' constraints.txt)
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-newest lint docs bench clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.user ## cluster real counts; the results are in demo_output/
+	$(BIN)/scdeepclust demo --out demo_output --overwrite
+
+test: $(VENV)/.developer ## quick tests (minutes)
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.developer ## slow tests: two processes, real data
+	$(BIN)/python -m pytest -m slow
+
+test-newest: $(NEWEST)/.developer ## quick tests with the newest scvi-tools on Python >= 3.12 (several GB of downloads)
+	$(NEWEST)/bin/python -m pytest
+
+lint: $(VENV)/.developer ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.developer ## HTML in docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+bench: $(VENV)/.developer ## rewrite the tables in docs/benchmarks (hours; resumable)
+	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/scale.py
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) $(NEWEST) demo_output docs/_build docs/generated
+
+# torch goes first and alone: on a machine with a CPU-only build at hand nothing then pulls in another one.
+$(VENV)/.user: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with venv and pip found; name one: make PYTHON=/path/to/python"; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "Installing into $(VENV), this takes a few minutes"
+	$(BIN)/python $(PIP_INSTALL) $(TORCH)
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.developer: $(VENV)/.user
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[test,lint,docs,bench]'
+	@touch $@
+
+# No constraints here: the point is to meet the newest releases.
+$(NEWEST)/.developer: pyproject.toml constraints.txt
+	@test -n "$(PYTHON_NEWEST)" || { echo "No Python >= 3.12 found; name one: make test-newest PYTHON_NEWEST=/path/to/python"; exit 1; }
+	test -x $(NEWEST)/bin/python || "$(PYTHON_NEWEST)" -m venv $(NEWEST)
+	$(NEWEST)/bin/python $(PIP_INSTALL) $(TORCH)
+	$(NEWEST)/bin/python $(PIP_INSTALL) 'scvi-tools>=1.5' -e '.[test]'
+	@touch $@
