@@ -1,0 +1,43 @@
+"""Every string this package writes into or reads from an AnnData object.
+
+``{key}`` is the ``key_added`` of :meth:`write_back`, by default the name of the model in lower case.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class ResultKeys(NamedTuple):
+    """Names under which the results of one model are stored in an AnnData object."""
+
+    key: str
+
+    @property
+    def labels(self) -> str:
+        """``obs``: categorical cluster labels."""
+        return self.key
+
+    @property
+    def confidence(self) -> str:
+        """``obs``: highest assignment probability of a cell."""
+        return f"{self.key}_confidence"
+
+    @property
+    def embedding(self) -> str:
+        """``obsm``: latent embedding."""
+        return f"X_{self.key}"
+
+    @property
+    def probabilities(self) -> str:
+        """``obsm``: assignment probabilities, cells x clusters."""
+        return f"{self.key}_probabilities"
+
+    @property
+    def uns(self) -> str:
+        """``uns``: parameters, versions and scalars of the fit."""
+        return self.key
+
+
+# One entry of the minibatch, added by our data loader to what scvi-tools loads: the row of each cell in the data.
+CELL_INDEX = "cell_index"

@@ -1,0 +1,413 @@
+"""What the five models share: setup, getters, write_back, saving, query mapping and the checks around them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS, settings
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
+from scvi.model.base import ArchesMixin, BaseModelClass, RNASeqMixin
+from torch import Tensor
+
+from scdeepclust._compat import package_versions
+from scdeepclust._keys import ResultKeys
+from scdeepclust.train import CountsManager, PhasedTrainingMixin
+
+from ._checks import check_anndata, check_n_clusters, check_obs_keys, count_matrix, gene_statistics, match_genes
+from ._base_module import TARGET_TOTAL
+
+logger = logging.getLogger(__name__)
+
+# Cells per minibatch where nothing is learnt: large enough for fast matrix products, small enough for memory.
+INFERENCE_BATCH = 1024
+
+
+class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelClass):
+    """Base of all models: counts in an AnnData object in, clusters out.
+
+    A model sets ``_module_cls`` and writes ``_phases`` and whatever getters are its own. Its module offers
+    ``inference`` (with ``z`` in its outputs), ``log_assignments(inference_outputs, covariates)`` and
+    ``reorder_clusters(order)``.
+    """
+
+    _module_cls: type
+
+    def __init__(self, adata: AnnData | None, n_clusters: int | None, module_kwargs: dict[str, Any], registry=None):
+        super().__init__(adata, registry)
+        n_obs = self.summary_stats.n_cells
+        check_n_clusters(n_clusters, n_obs)
+        if settings.seed is not None:
+            # the result must not depend on what was drawn before
+            torch.manual_seed(settings.seed)
+        cat_covs = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
+        self.module = self._module_cls(
+            self.summary_stats.n_vars,
+            n_clusters=n_clusters or 0,
+            n_batch=self.summary_stats.n_batch,
+            n_cats_per_cov=tuple(cat_covs.get("n_cats_per_key", ())),
+            n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
+            **module_kwargs,
+        )
+        self.gene_names_ = None if adata is None else adata.var_names.to_numpy().astype(str)
+        self.n_active_ = None
+        self._model_summary_string = (
+            f"{type(self).__name__} with n_clusters: {n_clusters}, "
+            + ", ".join(f"{name}: {value}" for name, value in module_kwargs.items())
+        )
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        **kwargs,
+    ) -> None:
+        """Register the counts and covariates of ``adata`` with this model.
+
+        Parameters
+        ----------
+        adata
+            Data with raw counts, in memory (sparse or dense) or opened ``backed="r"``.
+        layer
+            Layer with the raw counts; ``X`` by default.
+        batch_key
+            Column of ``obs`` with the technical batch.
+        labels_key
+            Column of ``obs`` with known labels. Never used in training.
+        size_factor_key
+            Column of ``obs`` with size factors (positive, about 1 on average). By default the total count of a cell is
+            its library size.
+        categorical_covariate_keys
+            Columns of ``obs`` with further categorical covariates.
+        continuous_covariate_keys
+            Columns of ``obs`` with continuous covariates.
+        **kwargs
+            Passed on by scvi-tools when a saved model is loaded.
+
+        Raises
+        ------
+        ValueError
+            If the data are no counts or a key is missing; see the message for the remedy. ``adata`` is then unchanged.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        check_anndata(adata, layer)
+        keys: dict[str, str | list[str] | None] = {
+            "batch_key": batch_key,
+            "labels_key": None if kwargs.get("source_registry") else labels_key,  # a query may come without labels
+            "size_factor_key": size_factor_key,
+            "categorical_covariate_keys": categorical_covariate_keys,
+            "continuous_covariate_keys": continuous_covariate_keys,
+        }
+        check_obs_keys(adata, keys)
+        fields = [
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+        ]
+        manager = CountsManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
+        """Registered data with the genes of the model in its order, or a clear error."""
+        if adata is None and self.adata is None:
+            raise ValueError("`adata` is needed: this model was loaded without data.")
+        if adata is not None and adata is not self.adata:
+            adata = match_genes(adata, self.gene_names_)
+            if self.get_anndata_manager(adata) is None:
+                setup = self.registry_["setup_args"]
+                check_anndata(adata.copy() if adata.is_view else adata, setup["layer"])
+                self._check_batches(adata, setup["batch_key"])
+        return super()._validate_anndata(adata, copy_if_view=copy_if_view)
+
+    def _check_batches(self, adata: AnnData, batch_key: str | None) -> None:
+        if batch_key is None:
+            return
+        check_obs_keys(adata, {"batch_key": batch_key})
+        known = self.registry_["field_registries"]["batch"]["state_registry"]["categorical_mapping"]
+        unknown = sorted(set(adata.obs[batch_key].astype(str)) - set(map(str, known)))
+        if unknown:
+            name = type(self).__name__
+            raise ValueError(
+                f"`adata.obs[{batch_key!r}]` has batches the model has not seen: {', '.join(unknown)}. Map them with "
+                f"`query = {name}.load_query_data(adata, model)`, then `query.train(...)` (0 epochs for no training)."
+            )
+
+    def _begin_training(self) -> None:
+        """Statistics of the training data; a model that has them (loaded, or a mapped query) keeps them."""
+        if self.module.knows_data:
+            return
+        counts = count_matrix(self.adata, self.registry_["setup_args"]["layer"])
+        mean, sd, median_total = gene_statistics(counts, TARGET_TOTAL)
+        batch = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)
+        frequencies = np.bincount(np.asarray(batch).ravel(), minlength=self.summary_stats.n_batch) / len(batch)
+        self.module.set_data_statistics(mean, sd, median_total, frequencies)
+
+    def _minibatches(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Minibatches on the device of the model, in the order of the cells."""
+        adata = self._validate_anndata(adata)
+        loader = self._make_data_loader(
+            adata=adata, indices=indices, batch_size=batch_size or INFERENCE_BATCH, load_sparse_tensor=True
+        )
+        for tensors in loader:
+            yield {name: value.to(self.device) for name, value in tensors.items()}
+
+    @torch.inference_mode()
+    def _encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs of ``module.inference`` for one minibatch, without noise."""
+        self.module.eval()
+        return self.module.inference(**self.module._get_inference_input(tensors))
+
+    # -- clusters -----------------------------------------------------------------------------------------------------
+
+    def _end_training(self, train_indices: np.ndarray) -> None:
+        """Number the clusters by size (largest is "0") and count those that have cells."""
+        probabilities = self._probabilities()
+        sizes = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1])
+        order = np.argsort(-sizes, kind="stable")
+        if not self._keeps_reference_clusters:
+            self.module.reorder_clusters(torch.as_tensor(order, device=self.device))
+        self.n_active_ = int((sizes > 0).sum())
+
+    @property
+    def _keeps_reference_clusters(self) -> bool:
+        """Whether this model maps a query: its clusters, and their names, are then those of the reference."""
+        return getattr(self, "is_query_", False)
+
+    def _probabilities(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Assignment probabilities, (n, K) float32."""
+        blocks = []
+        for tensors in self._minibatches(adata, indices, batch_size):
+            outputs = self._encode(tensors)
+            with torch.inference_mode():
+                log_q = self.module.log_assignments(outputs, self.module.covariates(tensors))
+            blocks.append(log_q.float().exp().cpu().numpy())
+        return np.concatenate(blocks)
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of clusters, empty ones included; 0 before training if it is to be found."""
+        return self.module.n_clusters
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        soft: bool = False,
+        batch_size: int | None = None,
+    ) -> np.ndarray | pd.DataFrame:
+        """Cluster of each cell.
+
+        Parameters
+        ----------
+        adata
+            Data of the same genes; by default the data of the model. Genes in another order are put into order.
+        indices
+            Rows of the cells; all by default.
+        soft
+            Return probabilities instead of labels.
+        batch_size
+            Cells per minibatch.
+
+        Returns
+        -------
+        Labels "0" to "K-1" as an array of strings, the largest cluster of the training data first; with ``soft`` a
+        DataFrame of probabilities, cells x clusters, indexed by ``obs_names``.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If genes are missing, batches are unknown or the data are no counts.
+        """
+        self._check_if_trained(warn=False)
+        adata = self._validate_anndata(adata)
+        probabilities = self._probabilities(adata, indices, batch_size)
+        if not soft:
+            return probabilities.argmax(axis=1).astype(str)
+        names = adata.obs_names if indices is None else adata.obs_names[indices]
+        return pd.DataFrame(probabilities, index=names, columns=[str(k) for k in range(self.n_clusters)])
+
+    def get_latent_representation(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Latent embedding of each cell (the posterior mean where there is a posterior).
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        Array of shape (n_cells, n_latent), float32.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        """
+        self._check_if_trained(warn=False)
+        return self._latent(adata, indices, batch_size)
+
+    def _latent(self, adata=None, indices=None, batch_size=None) -> np.ndarray:
+        blocks = [self._encode(tensors)["z_mean"] for tensors in self._minibatches(adata, indices, batch_size)]
+        return torch.cat(blocks).float().cpu().numpy()
+
+    # -- results into AnnData -----------------------------------------------------------------------------------------
+
+    def write_back(self, adata: AnnData | None = None, key_added: str | None = None) -> None:
+        """Write labels, confidence, embedding, probabilities and the parameters of the fit into ``adata``.
+
+        This is the only method that writes into an AnnData object.
+
+        Parameters
+        ----------
+        adata
+            Where to write; by default the data of the model. Cells are assigned to the clusters of the model.
+        key_added
+            Stem of the names; by default the name of the model in lower case. With ``"gmvae"``: ``obs["gmvae"]``,
+            ``obs["gmvae_confidence"]``, ``obsm["X_gmvae"]``, ``obsm["gmvae_probabilities"]``, ``uns["gmvae"]``.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        """
+        self._check_if_trained(warn=False)
+        target = self.adata if adata is None else adata
+        if target is None:
+            raise ValueError("`adata` is needed: this model was loaded without data.")
+        keys = ResultKeys(key_added or type(self).__name__.lower())
+        # everything is computed before anything is written, so that a failure leaves `adata` as it was
+        results = self._results(adata, keys)
+        for slot, name, value in results:
+            getattr(target, slot)[name] = value
+
+    def _results(self, adata: AnnData | None, keys: ResultKeys) -> list[tuple[str, str, Any]]:
+        """What :meth:`write_back` writes, as (slot, name, value); a model adds its own."""
+        probabilities = self._probabilities(adata)
+        names = [str(k) for k in range(self.n_clusters)]
+        labels = pd.Categorical.from_codes(probabilities.argmax(axis=1), categories=names)
+        return [
+            ("obs", keys.labels, labels.remove_unused_categories()),
+            ("obs", keys.confidence, probabilities.max(axis=1)),
+            ("obsm", keys.embedding, self._latent(adata)),
+            ("obsm", keys.probabilities, probabilities),
+            ("uns", keys.uns, self._parameters()),
+        ]
+
+    def _parameters(self) -> dict[str, Any]:
+        """Parameters and scalars of the fit, in types that h5ad can hold."""
+        setup = {name: value for name, value in self.registry_["setup_args"].items() if value is not None}
+        init = self.init_params_["non_kwargs"]
+        return {
+            "model": type(self).__name__,
+            "setup": setup,
+            "params": {name: _storable(value) for name, value in init.items() if value is not None},
+            "phases": {name: epochs for name, epochs in self.phases_},
+            "n_clusters": self.n_clusters,
+            "n_active": self.n_active_,
+            "seed": -1 if settings.seed is None else settings.seed,
+            "versions": package_versions(),
+            "final": {name: float(frame.iloc[-1, 0]) for name, frame in self.history_.items() if len(frame)},
+        }
+
+    # -- query mapping ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load_query_data(cls, adata: AnnData, reference_model, **kwargs) -> ClusteringModel:
+        """Map new cells, possibly of new batches, onto the clusters of a trained model.
+
+        New batches get their own columns in the first layers, started at the mean of the known batches; only those
+        columns are trained (``train(max_epochs=0)`` maps without any training). Clusters and their names stay those of
+        the reference, unless ``unfrozen=True`` lets everything adapt.
+
+        Parameters
+        ----------
+        adata
+            New cells with the genes of the reference.
+        reference_model
+            A trained model, or the folder it was saved to.
+        **kwargs
+            As in :meth:`scvi.model.base.ArchesMixin.load_query_data`.
+
+        Returns
+        -------
+        A model of the new cells. Call ``train`` before its getters.
+
+        Raises
+        ------
+        ValueError
+            If genes are missing, the data are no counts, or a categorical covariate other than the batch has new
+            categories.
+        """
+        reference = reference_model if isinstance(reference_model, cls) else cls.load(reference_model, adata=False)
+        adata_matched = match_genes(adata, reference.gene_names_)
+        reference._check_categorical_covariates(adata_matched)
+        query = super().load_query_data(adata_matched, reference, **kwargs)
+        query.is_query_ = not kwargs.get("unfrozen", False)
+        query.gene_names_ = reference.gene_names_
+        _start_new_batches(query.module, reference.module)
+        return query
+
+    def _check_categorical_covariates(self, adata: AnnData) -> None:
+        state = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
+        for column, known in state.get("mappings", {}).items():
+            check_obs_keys(adata, {"categorical_covariate_keys": column})
+            unknown = sorted(set(adata.obs[column].astype(str)) - set(map(str, known)))
+            if unknown:
+                raise ValueError(
+                    f"`categorical_covariate_keys`: column {column!r} of `adata.obs` has new categories "
+                    f"{', '.join(unknown)}. Only the batch can grow in a query: join the columns into one `batch_key` "
+                    "when training the reference."
+                )
+
+
+def _start_new_batches(query: torch.nn.Module, reference: torch.nn.Module) -> None:
+    """Let new batches start as the mean of the known ones, instead of at random weights."""
+    n_old, n_new = reference.n_batch, query.n_batch
+    old_state = reference.state_dict()
+    with torch.no_grad():
+        for name, new in query.state_dict().items():
+            old = old_state[name]
+            if name == "batch_frequencies":
+                new[n_old:] = 0  # an average batch is one of the reference
+            elif name.endswith("decoder.log_theta"):
+                new[len(old) :] = old.mean(dim=0)
+            elif new.shape != old.shape:  # weights of a first layer; batch columns are last
+                n_columns = n_new if n_old == 1 else n_new - n_old  # a single batch has no column
+                known = old[:, -n_old:].mean(dim=1, keepdim=True) if n_old > 1 else torch.zeros_like(old[:, :1])
+                new[:, -n_columns:] = known
+
+
+def _storable(value: Any) -> Any:
+    """A value as h5ad can hold it."""
+    return value if isinstance(value, str | int | float | bool) else str(value)

@@ -1,0 +1,209 @@
+"""What the five modules share: from raw counts to network input, decoding, and the count likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from scvi.distributions import Normal as ScviNormal
+from scvi.module.base import BaseModuleClass
+from torch import Tensor
+
+from scdeepclust.nn import (
+    CountDecoder,
+    CountHeads,
+    Counts,
+    Covariates,
+    Dispersion,
+    GeneLikelihood,
+    counts_from_csr,
+    counts_from_dense,
+    gaussian_log_likelihood,
+    nb_log_likelihood,
+    poisson_log_likelihood,
+    zinb_log_likelihood,
+)
+
+# A gene seen in one of n cells has a standardised value of sqrt(n) there; without a bound it would own the encoder.
+INPUT_BOUND = 10.0
+
+# Counts are scaled to this total before log1p, the convention of the field.
+TARGET_TOTAL = 1e4
+
+
+class ClusteringModule(BaseModuleClass):
+    """Counts in, everything else internal.
+
+    Size factors, log1p and standardisation happen here, with statistics of the training data kept as buffers, so that
+    new cells get exactly the treatment of the old ones.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_batch
+        Number of batches.
+    n_cats_per_cov
+        Number of categories of each further categorical covariate.
+    n_continuous_cov
+        Number of continuous covariates.
+    n_latent
+        Size of the latent space.
+    n_hidden
+        Width of the hidden layers.
+    dropout_rate
+        Dropout in the networks.
+    gene_likelihood
+        Likelihood of the counts.
+    dispersion
+        Sharing of the dispersion.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        *,
+        n_batch: int = 1,
+        n_cats_per_cov: Sequence[int] = (),
+        n_continuous_cov: int = 0,
+        n_latent: int = 16,
+        n_hidden: int = 128,
+        dropout_rate: float = 0.2,
+        gene_likelihood: GeneLikelihood = "nb",
+        dispersion: Dispersion = "gene",
+    ):
+        super().__init__()
+        self.n_input = n_input
+        self.n_batch = n_batch
+        self.n_latent = n_latent
+        self.gene_likelihood = gene_likelihood
+        self.decoder = CountDecoder(
+            n_latent,
+            n_input,
+            gene_likelihood=gene_likelihood,
+            dispersion=dispersion,
+            n_batch=n_batch,
+            n_cats_per_cov=n_cats_per_cov,
+            n_continuous=n_continuous_cov,
+            n_hidden=n_hidden,
+            dropout_rate=dropout_rate,
+        )
+        self.n_cats_per_cov = tuple(n_cats_per_cov)
+        self.register_buffer("gene_mean", torch.zeros(n_input))
+        self.register_buffer("gene_sd", torch.ones(n_input))
+        self.register_buffer("median_total", torch.zeros(()))  # 0: statistics are not known yet
+        self.register_buffer("batch_frequencies", torch.zeros(n_batch))
+
+    # -- data -> network input ----------------------------------------------------------------------------------------
+
+    @property
+    def knows_data(self) -> bool:
+        """Whether the statistics of the training data have been set."""
+        return bool(self.median_total > 0)
+
+    def set_data_statistics(
+        self, gene_mean: np.ndarray, gene_sd: np.ndarray, median_total: float, batch_frequencies: np.ndarray
+    ) -> None:
+        """Keep the statistics of the training data: mean and sd of the log-normalised genes, median total, batches."""
+        self.gene_mean.copy_(torch.as_tensor(gene_mean))
+        self.gene_sd.copy_(torch.as_tensor(gene_sd))
+        self.median_total.fill_(float(median_total))
+        self.batch_frequencies.copy_(torch.as_tensor(batch_frequencies))
+
+    def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict:
+        x = tensors[REGISTRY_KEYS.X_KEY]
+        return {
+            "counts": counts_from_csr(x) if x.layout is torch.sparse_csr else counts_from_dense(x),
+            "covariates": self.covariates(tensors),
+            "size_factor": tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY),
+        }
+
+    def covariates(self, tensors: dict[str, Tensor]) -> Covariates:
+        """Covariates of a minibatch."""
+        categorical = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
+        return Covariates(
+            batch=tensors[REGISTRY_KEYS.BATCH_KEY].long(),
+            categorical=() if categorical is None else tuple(categorical.long().split(1, dim=1)),
+            continuous=tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
+        )
+
+    def log_library(self, counts: Counts, size_factor: Tensor | None) -> Tensor:
+        """Log of the expected total count of each cell, (B,): observed, or the size factor times the median total."""
+        if size_factor is None:
+            return counts.totals().log()
+        return (size_factor.squeeze(-1) * self.median_total).log()
+
+    def network_input(self, counts: Counts, log_library: Tensor) -> Tensor:
+        """Standardised log1p of size-normalised counts, (B, G), bounded to +-10."""
+        scale = TARGET_TOTAL * (-log_library).exp()  # (B,)
+        # only non-zero counts need log1p; a zero count has the same value in every cell
+        u = (-self.gene_mean / self.gene_sd).repeat(counts.n_cells, 1)
+        increase = torch.log1p(counts.value * scale[counts.row]) / self.gene_sd[counts.col]
+        u.index_put_((counts.row, counts.col), increase, accumulate=True)
+        return u.clamp_(-INPUT_BOUND, INPUT_BOUND)
+
+    # -- latent -> counts ---------------------------------------------------------------------------------------------
+
+    def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict, **kwargs) -> dict:
+        return {
+            "z": inference_outputs["z"],
+            "log_library": inference_outputs["log_library"],
+            "covariates": self.covariates(tensors),
+        }
+
+    def generative(
+        self, z: Tensor, log_library: Tensor, covariates: Covariates, transform_batch: int | None = None
+    ) -> dict:
+        """Decode: heads of the likelihood, and (outside of training, where it would cost time) the distribution."""
+        if transform_batch is not None:
+            covariates = covariates._replace(batch=torch.full_like(covariates.batch, transform_batch))
+        heads = self.decoder(z, covariates)
+        return {"heads": heads, "px": None if self.training else self.distribution(heads, log_library)}
+
+    def average_batch_scores(self, z: Tensor, covariates: Covariates) -> Tensor:
+        """Decoder scores (B, G) of cells put into an average batch, so that they can be compared across batches."""
+        if self.n_batch > 1:
+            covariates = covariates._replace(batch=self.batch_frequencies.expand(len(z), -1))
+        return self.decoder(z, covariates).scores
+
+    def log_likelihood(self, counts: Counts, heads: CountHeads, log_library: Tensor) -> Tensor:
+        """Log-likelihood of each cell, summed over genes, (B,)."""
+        if self.gene_likelihood == "nb":
+            return nb_log_likelihood(counts, heads.scores, log_library, heads.log_theta)
+        if self.gene_likelihood == "zinb":
+            return zinb_log_likelihood(counts, heads.scores, log_library, heads.log_theta, heads.dropout_logits)
+        if self.gene_likelihood == "poisson":
+            return poisson_log_likelihood(counts, heads.scores, log_library)
+        return gaussian_log_likelihood(self.log_normalised(counts, log_library), heads.scores, heads.log_theta)
+
+    def log_normalised(self, counts: Counts, log_library: Tensor) -> Tensor:
+        """log1p of counts scaled to 10,000 a cell, (B, G): the target of the ``"normal"`` likelihood."""
+        scale = TARGET_TOTAL * (-log_library).exp()
+        y = torch.zeros(counts.n_cells, counts.n_genes, device=counts.value.device)
+        y[counts.row, counts.col] = torch.log1p(counts.value * scale[counts.row])
+        return y
+
+    def distribution(self, heads: CountHeads, log_library: Tensor):
+        """The likelihood as a distribution of scvi-tools, for sampling and for normalised expression."""
+        if self.gene_likelihood == "normal":
+            return ScviNormal(heads.scores, (heads.log_theta / 2).exp().expand_as(heads.scores), normal_mu=heads.scores)
+        share = torch.softmax(heads.scores, dim=-1)
+        mu = log_library.exp().unsqueeze(-1) * share
+        if self.gene_likelihood == "poisson":
+            return Poisson(rate=mu, scale=share)
+        theta = heads.log_theta.exp()
+        if self.gene_likelihood == "nb":
+            return NegativeBinomial(mu=mu, theta=theta, scale=share)
+        return ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=heads.dropout_logits, scale=share)
+
+    @torch.inference_mode()
+    def sample(self, tensors: dict[str, Tensor], n_samples: int = 1, generative_kwargs: dict | None = None) -> Tensor:
+        """Counts drawn from the posterior predictive, (B, G) or (B, G, n_samples)."""
+        _, outputs = self.forward(
+            tensors, inference_kwargs={"n_samples": n_samples}, generative_kwargs=generative_kwargs, compute_loss=False
+        )
+        draws = outputs["px"].sample()
+        return draws.permute(1, 2, 0).cpu() if n_samples > 1 else draws.cpu()

@@ -1,0 +1,160 @@
+"""Checks of the input. Errors name the argument, what was found, and the remedy; nothing is changed before them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.sparse import csr_matrix
+
+# Cells read at once: a few MB, whatever the number of cells.
+BLOCK = 4096
+
+
+def count_matrix(adata: AnnData, layer: str | None):
+    """The registered counts: ``X`` or a layer."""
+    if layer is None:
+        return adata.X
+    if layer not in adata.layers:
+        found = [name for name in adata.layers if name is not None]
+        raise ValueError(f"`layer`: there is no layer {layer!r} in `adata.layers`; found {found}.")
+    return adata.layers[layer]
+
+
+def row_blocks(x) -> Iterator[csr_matrix]:
+    """Blocks of rows of a dense, sparse or file-backed matrix, each as CSR."""
+    for start in range(0, x.shape[0], BLOCK):
+        yield csr_matrix(x[start : start + BLOCK])
+
+
+def check_anndata(adata: AnnData, layer: str | None) -> None:
+    """Raise a ValueError unless ``adata`` holds counts of at least 2 cells.
+
+    Raises
+    ------
+    ValueError
+        For a view, fewer than 2 cells, no genes, duplicated gene names, a missing layer, values that are no counts
+        (negative, not finite, not whole), or cells without any count.
+    """
+    if adata.is_view:
+        raise ValueError("`adata` is a view of another AnnData. Run `adata = adata.copy()` first.")
+    if adata.n_obs < 2:
+        raise ValueError(f"`adata` has {adata.n_obs} cells; at least 2 are needed.")
+    if adata.n_vars < 1:
+        raise ValueError("`adata` has no genes.")
+    duplicated = adata.var_names[adata.var_names.duplicated()].unique()
+    if len(duplicated):
+        raise ValueError(
+            f"`adata.var_names` has {len(duplicated)} duplicated gene names, such as {duplicated[0]!r}. "
+            "Run `adata.var_names_make_unique()`."
+        )
+    x = count_matrix(adata, layer)
+    if x is None:
+        raise ValueError("`adata.X` is empty. Give the layer that holds the counts: `layer=...`.")
+    where = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
+    n_empty = 0
+    for block in row_blocks(x):
+        check_counts(block.data, where)
+        n_empty += int((np.asarray(block.sum(axis=1)).ravel() == 0).sum())
+    if n_empty:
+        raise ValueError(f"{where} has {n_empty} cells without any count. Run `scanpy.pp.filter_cells(adata, min_counts=1)`.")
+
+
+def check_counts(values: np.ndarray, where: str) -> None:
+    """Raise a ValueError unless all values are counts."""
+    remedy = "Give raw counts, for example `layer='counts'`."
+    if not np.isfinite(values).all():
+        raise ValueError(f"{where} has {(~np.isfinite(values)).sum()} values that are NaN or infinite. {remedy}")
+    if (values < 0).any():
+        raise ValueError(f"{where} has negative values (smallest {values.min():g}), so it holds no counts. {remedy}")
+    fractions = values != np.round(values)
+    if fractions.any():
+        example = values[fractions][0]
+        raise ValueError(f"{where} has values that are not whole numbers, such as {example:g}. {remedy}")
+
+
+def check_obs_keys(adata: AnnData, keys: Mapping[str, str | list[str] | None]) -> None:
+    """Raise a ValueError unless each key is a column of ``obs`` without missing values.
+
+    Parameters
+    ----------
+    adata
+        Data.
+    keys
+        ``{argument: column, columns or None}``.
+    """
+    for argument, columns in keys.items():
+        for column in [columns] if isinstance(columns, str) else columns or []:
+            if column not in adata.obs:
+                raise ValueError(f"`{argument}`: there is no column {column!r} in `adata.obs`; found {list(adata.obs)}.")
+            n_missing = int(adata.obs[column].isna().sum())
+            if n_missing:
+                raise ValueError(f"`{argument}`: column {column!r} of `adata.obs` has {n_missing} missing values.")
+    labels, batch = keys.get("labels_key"), keys.get("batch_key")
+    if labels is not None and labels == batch:
+        raise ValueError(
+            f"`batch_key` and `labels_key` are both {labels!r}: batches would be removed from the latent space "
+            "together with the labels. Give the column of the technical batches as `batch_key`."
+        )
+    size_factor = keys.get("size_factor_key")
+    if size_factor is not None and not (pd.to_numeric(adata.obs[size_factor], errors="coerce") > 0).all():
+        raise ValueError(f"`size_factor_key`: column {size_factor!r} of `adata.obs` must hold positive numbers.")
+
+
+def check_n_clusters(n_clusters: int | None, n_obs: int) -> None:
+    """Raise a ValueError unless ``n_clusters`` is None or between 2 and the number of cells."""
+    if n_clusters is None:
+        return
+    if int(n_clusters) != n_clusters or n_clusters < 2 or n_clusters > n_obs:
+        raise ValueError(
+            f"`n_clusters` must be a whole number between 2 and the number of cells ({n_obs}), or None to find it "
+            f"from the data; found {n_clusters!r}."
+        )
+
+
+def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise a ValueError unless ``value`` is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"`{argument}` must be one of {', '.join(map(repr, choices))}; found {value!r}.")
+
+
+def match_genes(adata: AnnData, gene_names: np.ndarray) -> AnnData:
+    """``adata`` with the genes of the model in the order of the model; a copy unless they are that already.
+
+    Raises
+    ------
+    ValueError
+        If genes are missing.
+    """
+    if adata.n_vars == len(gene_names) and (adata.var_names == gene_names).all():
+        return adata
+    missing = pd.Index(gene_names).difference(adata.var_names)
+    if len(missing):
+        raise ValueError(
+            f"`adata` lacks {len(missing)} of the {len(gene_names)} genes of the model, such as "
+            f"{', '.join(missing[:5])}. To fill them with zeros on purpose, run `prepare_query_anndata(adata, model)`."
+        )
+    return adata[:, gene_names].copy()
+
+
+def gene_statistics(x, target_total: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mean and sd of log1p of counts scaled to ``target_total`` for each gene, and the median total count of a cell.
+
+    Streams over blocks of cells; memory does not depend on their number (but for one total a cell).
+    """
+    totals = np.concatenate([np.asarray(block.sum(axis=1)).ravel() for block in row_blocks(x)])
+    median_total = float(np.median(totals))
+    sums, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    start = 0
+    for block in row_blocks(x):
+        scale = target_total / totals[start : start + block.shape[0]]
+        values = np.log1p(block.data * np.repeat(scale, np.diff(block.indptr)))
+        sums += np.bincount(block.indices, weights=values, minlength=x.shape[1])
+        squares += np.bincount(block.indices, weights=values**2, minlength=x.shape[1])
+        start += block.shape[0]
+    mean = sums / len(totals)
+    sd = np.sqrt(np.maximum(squares / len(totals) - mean**2, 0))
+    # a gene without variance carries nothing; an sd of 1 leaves its input at 0
+    return mean, np.where(sd > 0, sd, 1.0), median_total

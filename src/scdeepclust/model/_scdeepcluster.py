@@ -1,0 +1,387 @@
+"""scDeepCluster: a denoising autoencoder of counts, then deep embedded clustering.
+
+Tian et al., "Clustering single-cell RNA-seq data with a model-based deep learning approach", Nature Machine
+Intelligence 1:191 (2019). An autoencoder is trained to give counts back from noisy input; cluster centres are set by
+k-means; then centres and network are trained together so that each cell's soft assignment q becomes sharper (target
+p), while the counts must still be given back.
+
+What differs from the paper, and why:
+
+* The assignment is computed in *denoised expression* instead of the latent space: the log-normalised output of the
+  decoder, each gene scaled by its observed standard deviation, on its leading principal components. Distances there
+  weigh genes as a biologist does; in the latent space noise axes weigh as much as signal axes. With several batches
+  all cells are decoded into the same average batch.
+* The bandwidth of the Student-t kernel is the median squared distance of a cell to its own centre, instead of 1, so
+  that it fits data of any scale.
+* Reconstruction is a sum over genes per cell. The clustering weight is stated relative to a reconstruction *per
+  entry*, as in the paper, hence multiplied by the number of genes.
+* Adam with a small step instead of Adadelta, whose first steps undo the pretraining; shuffled cells; one seed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scvi import settings
+from scvi.module.base import LossOutput
+from torch import Tensor, nn
+
+from scdeepclust._keys import CELL_INDEX
+from scdeepclust.nn import (
+    Counts,
+    CovariateMLP,
+    Covariates,
+    Dispersion,
+    GeneLikelihood,
+    assignment_kl,
+    student_t_log_assignment,
+    target_distribution,
+)
+from scdeepclust.train import Phase, RefreshTargets, epochs_for_steps, initial_labels
+from scdeepclust.train._init import Initialiser
+
+from ._base_model import ClusteringModel
+from ._base_module import TARGET_TOTAL, ClusteringModule
+from ._checks import check_choice
+
+
+class SCDeepClusterModule(ClusteringModule):
+    """The equations of scDeepCluster.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_clusters
+        Number of clusters; 0 if it is set later by :meth:`start_clusters`.
+    n_layers
+        Number of hidden layers of the encoder.
+    input_noise
+        Standard deviation of the noise added to the standardised input in training.
+    cluster_weight
+        Weight of the clustering term relative to a reconstruction per entry of the count matrix.
+    n_components
+        Number of principal components of denoised expression in which cells are assigned.
+    encode_covariates
+        Whether the encoder sees the covariates too.
+    **kwargs
+        As in :class:`ClusteringModule`.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        *,
+        n_clusters: int,
+        n_layers: int = 2,
+        input_noise: float = 2.0,
+        cluster_weight: float = 0.1,
+        n_components: int = 20,
+        encode_covariates: bool = True,
+        **kwargs,
+    ):
+        super().__init__(n_input, **kwargs)
+        self.n_clusters = n_clusters
+        self.input_noise = input_noise
+        self.cluster_weight = cluster_weight
+        self.encode_covariates = encode_covariates
+        n_batch = self.n_batch if encode_covariates else 0
+        self.encoder = CovariateMLP(
+            n_input,
+            n_batch=n_batch,
+            n_cats_per_cov=self.n_cats_per_cov if encode_covariates else (),
+            n_continuous=kwargs.get("n_continuous_cov", 0) if encode_covariates else 0,
+            n_hidden=kwargs.get("n_hidden", 128),
+            n_layers=n_layers,
+            dropout_rate=kwargs.get("dropout_rate", 0.2),
+        )
+        self.z_head = nn.Linear(kwargs.get("n_hidden", 128), self.n_latent)
+        n_components = min(n_components, n_input)
+        self.register_buffer("projection", torch.zeros(n_input, n_components))
+        self.register_buffer("projection_offset", torch.zeros(n_components))
+        self.register_buffer("bandwidth", torch.zeros(()))  # 0: clusters are not set yet
+        self.register_buffer("cluster_masses", torch.ones(n_clusters))
+        self.centers = nn.Parameter(torch.zeros(n_clusters, n_components))
+        # targets of the training cells (n, K) while clustering; no buffer, which DDP would send around at each step
+        self.targets: Tensor | None = None
+
+    def encode(self, u: Tensor, covariates: Covariates) -> Tensor:
+        """Latent codes (B, D) of standardised input (B, G)."""
+        return self.z_head(self.encoder(u, covariates if self.encode_covariates else None))
+
+    def inference(
+        self, counts: Counts, covariates: Covariates, size_factor: Tensor | None = None, n_samples: int = 1
+    ) -> dict:
+        """Latent code of each cell: of noisy input in training, of the input itself otherwise."""
+        log_library = self.log_library(counts, size_factor)
+        u = self.network_input(counts, log_library)  # (B, G)
+        noisy = u + self.input_noise * torch.randn_like(u) if self.training else u
+        z = self.encode(noisy, covariates)  # (B, D)
+        samples = z.expand(n_samples, -1, -1) if n_samples > 1 else z
+        return {"z": samples, "z_mean": z, "u": u, "counts": counts, "log_library": log_library}
+
+    def denoised_expression(self, z: Tensor, covariates: Covariates) -> Tensor:
+        """Decoded log-normalised expression (B, G), each gene in units of its observed standard deviation."""
+        share = torch.softmax(self.average_batch_scores(z, covariates), dim=-1)
+        return torch.log1p(TARGET_TOTAL * share) / self.gene_sd
+
+    def points(self, z: Tensor, covariates: Covariates) -> Tensor:
+        """Where cells are clustered, (B, P): principal components of denoised expression."""
+        return self.denoised_expression(z, covariates) @ self.projection - self.projection_offset
+
+    def log_assignments(self, inference_outputs: dict, covariates: Covariates) -> Tensor:
+        """log q (B, K)."""
+        y = self.points(inference_outputs["z_mean"], covariates)
+        return student_t_log_assignment(y, self.centers, self.bandwidth)
+
+    def loss(
+        self, tensors: dict[str, Tensor], inference_outputs: dict, generative_outputs: dict, phase: str = "cluster",
+        kl_weight: float = 1.0,
+    ) -> LossOutput:
+        """Negative log-likelihood per cell; when clustering plus weight * G * KL(p || q)."""
+        counts, log_library = inference_outputs["counts"], inference_outputs["log_library"]
+        reconstruction = -self.log_likelihood(counts, generative_outputs["heads"], log_library)  # (B,)
+        if phase != "cluster":
+            return LossOutput(loss=reconstruction.mean(), reconstruction_loss=reconstruction)
+        covariates = self.covariates(tensors)
+        z = self.encode(inference_outputs["u"], covariates)  # clean pass
+        log_q = student_t_log_assignment(self.points(z, covariates), self.centers, self.bandwidth)  # (B, K)
+        kl = assignment_kl(log_q, self._targets(tensors[CELL_INDEX], log_q)).mean()
+        loss = reconstruction.mean() + self.cluster_weight * self.n_input * kl
+        return LossOutput(loss=loss, reconstruction_loss=reconstruction, extra_metrics={"cluster_kl": kl})
+
+    def _targets(self, cells: Tensor, log_q: Tensor) -> Tensor:
+        """Target distribution p (B, K): stored for each training cell, or from the current q and stored masses."""
+        if self.targets is not None:
+            return self.targets[cells.to(self.targets.device)].to(log_q.device)
+        return target_distribution(log_q.detach().exp(), self.cluster_masses)
+
+    @torch.no_grad()
+    def start_clusters(self, points: Tensor, labels: Tensor) -> None:
+        """Set centres to the means of the labelled points (n, P), and the bandwidth to their median spread."""
+        n_clusters = int(labels.max()) + 1
+        one_hot = nn.functional.one_hot(labels, n_clusters).to(points.dtype)
+        centers = (one_hot.T @ points) / one_hot.sum(dim=0).unsqueeze(1)
+        self.n_clusters = n_clusters
+        self.centers = nn.Parameter(centers)
+        self.cluster_masses = torch.ones(n_clusters, device=points.device)
+        self.bandwidth.copy_((points - centers[labels]).square().sum(dim=1).median())
+
+    @torch.no_grad()
+    def reorder_clusters(self, order: Tensor) -> None:
+        """Renumber the clusters: new cluster j is old cluster ``order[j]``."""
+        self.centers.copy_(self.centers[order].clone())
+        self.cluster_masses.copy_(self.cluster_masses[order].clone())
+
+
+class SCDeepCluster(ClusteringModel):
+    """Denoising count autoencoder with deep embedded clustering :cite:p:`Tian19`.
+
+    Parameters
+    ----------
+    adata
+        Data registered by :meth:`setup_anndata`.
+    n_clusters
+        Number of clusters. None finds it by Leiden on the pretrained model.
+    init
+        Start of the clusters: ``"kmeans"``, ``"gmm"``, ``"leiden"``, or one label per cell.
+    gene_likelihood
+        ``"nb"``, ``"zinb"`` (as published), ``"poisson"``, or ``"normal"`` on log-normalised data.
+    dispersion
+        One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"`` (as published).
+    n_latent, n_hidden, n_layers, dropout_rate
+        Sizes of the networks.
+    input_noise
+        Standard deviation of the noise added to the standardised input in training.
+    cluster_weight
+        Weight of the clustering term, relative to a reconstruction per entry of the count matrix.
+    targets
+        ``"stored"`` keeps the target distribution of each cell over an epoch, as published; ``"streaming"`` keeps only
+        the masses of the clusters and computes targets from the current assignment: a slight change of method whose
+        memory does not grow with the number of cells.
+    encode_covariates
+        Whether batch and covariates enter the encoder too, besides the decoder.
+    n_init
+        Restarts of k-means.
+    tol
+        The clustering phase stops when a smaller share of the labels changes in an epoch.
+
+    Examples
+    --------
+    >>> import scdeepclust as sdc
+    >>> adata = sdc.datasets.pbmc68k_reduced()
+    >>> sdc.model.SCDeepCluster.setup_anndata(adata)
+    >>> model = sdc.model.SCDeepCluster(adata, n_clusters=8)
+    >>> model.train(pretrain_epochs=2, max_epochs=1, enable_progress_bar=False)
+    >>> model.predict()[:3]  # doctest: +SKIP
+    array(['0', '2', '0'], dtype='<U21')
+    >>> model.write_back(adata)
+    >>> adata.obsm["X_scdeepcluster"].shape
+    (700, 16)
+    """
+
+    _module_cls = SCDeepClusterModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        n_clusters: int | None = None,
+        *,
+        init: Initialiser | Sequence = "kmeans",
+        gene_likelihood: GeneLikelihood = "nb",
+        dispersion: Dispersion = "gene",
+        n_latent: int = 16,
+        n_hidden: int = 128,
+        n_layers: int = 2,
+        dropout_rate: float = 0.2,
+        input_noise: float = 2.0,
+        cluster_weight: float = 0.1,
+        targets: str = "stored",
+        encode_covariates: bool = True,
+        n_init: int = 20,
+        tol: float = 1e-3,
+        registry: dict | None = None,
+    ):
+        check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb", "poisson", "normal"))
+        check_choice("dispersion", dispersion, ("gene", "gene-batch", "gene-cell"))
+        check_choice("targets", targets, ("stored", "streaming"))
+        if isinstance(init, str):
+            check_choice("init", init, ("kmeans", "gmm", "leiden"))
+        module_kwargs = {
+            "gene_likelihood": gene_likelihood,
+            "dispersion": dispersion,
+            "n_latent": n_latent,
+            "n_hidden": n_hidden,
+            "n_layers": n_layers,
+            "dropout_rate": dropout_rate,
+            "input_noise": input_noise,
+            "cluster_weight": cluster_weight,
+            "encode_covariates": encode_covariates,
+        }
+        super().__init__(adata, n_clusters, module_kwargs, registry)
+        self._init = init
+        self._n_init = n_init
+        self._tol = tol
+        self._stores_targets = targets == "stored"
+        self.initial_labels_: np.ndarray | None = None
+        self.init_params_ = self._get_init_params(locals())
+
+    # -- fit ----------------------------------------------------------------------------------------------------------
+
+    def _phases(self, pretrain_epochs, max_epochs, n_train, batch_size) -> list[Phase]:
+        if self._keeps_reference_clusters:
+            # the columns of new batches learn from reconstruction alone: clusters of the query are those it is mapped to
+            epochs = epochs_for_steps(400, n_train, batch_size, 100) if max_epochs is None else max_epochs
+            return [Phase("query", epochs)]
+        has_clusters = bool(self.module.bandwidth > 0)
+        if pretrain_epochs is None:
+            # a model that has clusters goes on from them
+            pretrain_epochs = 0 if has_clusters else epochs_for_steps(1000, n_train, batch_size, 200)
+        if max_epochs is None:
+            max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
+        refresh = RefreshTargets(self._refresh_targets, self._tol)
+        starts = None if has_clusters and not pretrain_epochs else self._start_clusters
+        return [
+            Phase("pretrain", pretrain_epochs),
+            Phase("cluster", max_epochs, begin=starts, plan_kwargs={"lr": 5e-4}, callbacks=[refresh]),
+        ]
+
+    def _start_clusters(self, train_indices: np.ndarray) -> None:
+        """Fix the space in which cells are clustered, and set the centres there."""
+        cells = np.sort(train_indices)
+        self._fit_projection(cells)
+        points = self._points(cells)
+        init = self._init if isinstance(self._init, str) else np.asarray(self._init)[cells]
+        seed = settings.seed or 0
+        labels = initial_labels(points, init, self.n_clusters or None, n_init=self._n_init, seed=seed)
+        order = np.argsort(-np.bincount(labels), kind="stable")
+        labels = np.argsort(order)[labels]
+        device = self.device
+        self.module.start_clusters(torch.as_tensor(points, device=device), torch.as_tensor(labels, device=device))
+        # loading rebuilds the module from these arguments
+        self.init_params_["non_kwargs"]["n_clusters"] = self.n_clusters
+        self.initial_labels_ = labels.astype(str)
+
+    def _fit_projection(self, cells: np.ndarray) -> None:
+        """Principal components of denoised expression, from a bounded number of cells."""
+        from sklearn.decomposition import PCA
+
+        from scdeepclust.train import keep_threads
+
+        n_sample = min(len(cells), max(1000, int(2e7) // self.module.n_input))
+        sample = np.sort(np.random.default_rng(settings.seed or 0).choice(cells, n_sample, replace=False))
+        x = np.concatenate([self._denoised(tensors) for tensors in self._minibatches(indices=sample)])
+        n_components = min(self.module.projection.shape[1], n_sample - 1)
+        with keep_threads():
+            pca = PCA(n_components, svd_solver="randomized", random_state=settings.seed or 0).fit(x)
+        self.module.projection[:, :n_components] = torch.as_tensor(pca.components_.T)
+        self.module.projection_offset[:n_components] = torch.as_tensor(pca.mean_ @ pca.components_.T)
+
+    @torch.inference_mode()
+    def _denoised(self, tensors: dict[str, Tensor]) -> np.ndarray:
+        z = self._encode(tensors)["z_mean"]
+        return self.module.denoised_expression(z, self.module.covariates(tensors)).cpu().numpy()
+
+    @torch.inference_mode()
+    def _points(self, cells: np.ndarray) -> np.ndarray:
+        blocks = []
+        for tensors in self._minibatches(indices=cells):
+            z = self._encode(tensors)["z_mean"]
+            blocks.append(self.module.points(z, self.module.covariates(tensors)).cpu().numpy())
+        return np.concatenate(blocks)
+
+    def _refresh_targets(self) -> np.ndarray:
+        """Renew the targets of the clustering phase; returns the current labels."""
+        q = torch.as_tensor(self._probabilities())
+        masses = q.sum(dim=0)
+        self.module.cluster_masses.copy_(masses)
+        self.module.targets = target_distribution(q, masses) if self._stores_targets else None
+        return q.argmax(dim=1).numpy()
+
+    def _end_training(self, train_indices: np.ndarray) -> None:
+        self.module.targets = None
+        super()._end_training(train_indices)
+        self._warn_if_degenerate()
+
+    def _warn_if_degenerate(self) -> None:
+        """Say so when the clustering went wrong in one of the ways this method is known for."""
+        if self.n_active_ < self.n_clusters and not self._keeps_reference_clusters:
+            warnings.warn(
+                f"{self.n_clusters - self.n_active_} of {self.n_clusters} clusters have no cells. Ask for fewer clusters, "
+                "or train with a smaller `cluster_weight`.",
+                stacklevel=2,
+            )
+        before = self.history.get("pretrain_reconstruction_loss_train")
+        after = self.history.get("reconstruction_loss_train")
+        if before is None or after is None or not len(after):
+            return
+        rise = float(after.iloc[-1, 0]) / float(before.iloc[-1, 0]) - 1
+        if rise > 0.05:
+            warnings.warn(
+                f"The clustering phase lost {rise:.0%} of the reconstruction: clusters were bought with information "
+                "about the cells. Compare with `initial_labels_`, or train with a smaller `cluster_weight`.",
+                stacklevel=2,
+            )
+
+    # -- getters ------------------------------------------------------------------------------------------------------
+
+    def get_cluster_centers(self) -> np.ndarray:
+        """Cluster centres, in the principal components of denoised expression.
+
+        Returns
+        -------
+        Array of shape (n_clusters, n_components), in the order of the labels.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        """
+        self._check_if_trained(warn=False)
+        return self.module.centers.detach().cpu().numpy()
+
+

@@ -1,0 +1,26 @@
+"""How a model is fitted, whatever the model: phases, training plan, start labels, callbacks."""
+
+from ._callbacks import GracefulInterrupt, PhaseProgressBar, RefreshTargets
+from ._data import CountsDataset, CountsManager, CountsSplitter
+from ._init import initial_labels, keep_threads, leiden_labels, nearest
+from ._phases import Phase, PhasedTrainingMixin, epochs_for_steps, split_cells
+from ._plan import ClusteringPlan, NonFiniteLossError
+
+__all__ = [
+    "ClusteringPlan",
+    "CountsDataset",
+    "CountsManager",
+    "CountsSplitter",
+    "GracefulInterrupt",
+    "NonFiniteLossError",
+    "Phase",
+    "PhaseProgressBar",
+    "PhasedTrainingMixin",
+    "RefreshTargets",
+    "epochs_for_steps",
+    "initial_labels",
+    "keep_threads",
+    "leiden_labels",
+    "nearest",
+    "split_cells",
+]

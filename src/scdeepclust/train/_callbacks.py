@@ -1,0 +1,121 @@
+"""Callbacks used by the phases of a fit."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from scvi.utils import track
+
+
+class PhaseProgressBar(ProgressBar):
+    """One bar a phase, advancing by epochs, with the name of the phase and the current loss.
+
+    Parameters
+    ----------
+    phase
+        Name shown in front of the bar.
+    """
+
+    def __init__(self, phase: str):
+        super().__init__()
+        self.phase = phase
+        self._bar = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing (called on all processes but the first)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self._enabled = True
+
+    def __getstate__(self):
+        return self.__dict__ | {"_bar": None}  # a tqdm bar does not pickle
+
+    def on_train_start(self, trainer, pl_module):
+        """Open the bar."""
+        self._bar = track(None, total=trainer.max_epochs, style="tqdm", disable=not self._enabled)
+        self._bar.set_description(self.phase)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        """Advance by one epoch."""
+        if self._bar is not None:
+            self._bar.update()
+            self._bar.set_postfix({k: v for k, v in self.get_metrics(trainer, pl_module).items() if k != "v_num"})
+
+    def on_train_end(self, trainer, pl_module):
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_exception(self, trainer, pl_module, exception):
+        """Close the bar when training fails."""
+        self.on_train_end(trainer, pl_module)
+
+
+class GracefulInterrupt(Callback):
+    """Turn the first Ctrl-C into "finish this epoch's step and stop", so that what was learnt is kept.
+
+    A second Ctrl-C interrupts at once, as without this callback. Signals can only be caught in the main thread;
+    elsewhere this callback does nothing.
+    """
+
+    def __init__(self):
+        self.interrupted = False
+        self._previous = None
+
+    def on_fit_start(self, trainer, pl_module):
+        """Take over SIGINT."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, lambda *_: self._stop(trainer))
+
+    def _stop(self, trainer):
+        self.interrupted = True
+        trainer.lightning_module.interrupted = True
+        trainer.should_stop = True
+        self._give_back()
+
+    def _give_back(self):
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+    def on_fit_end(self, trainer, pl_module):
+        """Give SIGINT back."""
+        self._give_back()
+
+    def on_exception(self, trainer, pl_module, exception):
+        """Give SIGINT back when training fails."""
+        self._give_back()
+
+
+class RefreshTargets(Callback):
+    """Renew the targets of a self-training phase at the start of each epoch, and stop when labels settle.
+
+    Parameters
+    ----------
+    refresh
+        Renews the targets and returns the current label of each training cell.
+    tol
+        Stop when a smaller share of the labels changed since the last epoch.
+    """
+
+    def __init__(self, refresh: Callable[[], np.ndarray], tol: float):
+        self.refresh = refresh
+        self.tol = tol
+        self._labels: np.ndarray | None = None
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        """Renew the targets; log the share of labels that changed."""
+        labels = self.refresh()
+        pl_module.train()
+        if self._labels is not None:
+            change = float((labels != self._labels).mean())
+            pl_module.record({"label_change": change})
+            trainer.should_stop |= change < self.tol
+        self._labels = labels

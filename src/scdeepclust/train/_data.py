@@ -1,0 +1,70 @@
+"""From a registered AnnData object to minibatches.
+
+Differences from the loaders of scvi-tools: sparse counts stay sparse (their non-zero entries are what the likelihood
+needs), and every minibatch says which cells it holds, because the targets of a clustering phase belong to cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.sparse import csr_matrix, issparse
+from scvi.data import AnnDataManager, AnnTorchDataset
+from scvi.dataloaders import DataSplitter
+from torch.utils.data import Subset
+
+from scdeepclust._keys import CELL_INDEX
+
+
+def _csr_tensor(x: csr_matrix) -> torch.Tensor:
+    """Torch view of a scipy CSR matrix, (B, G)."""
+    x.sum_duplicates()
+    return torch.sparse_csr_tensor(
+        torch.from_numpy(x.indptr.astype(np.int64)),
+        torch.from_numpy(x.indices.astype(np.int64)),
+        torch.from_numpy(x.data),
+        size=x.shape,
+        check_invariants=False,  # scipy has just built it
+    )
+
+
+class CountsDataset(AnnTorchDataset):
+    """Rows of an AnnData object as tensors, with the row numbers under :data:`CELL_INDEX`."""
+
+    def __getitem__(self, indexes: int | Sequence[int] | slice) -> dict[str, np.ndarray | torch.Tensor]:
+        rows = np.arange(len(self))[indexes] if isinstance(indexes, slice) else np.atleast_1d(indexes)
+        if self.adata_manager.adata.isbacked:
+            rows = np.sort(rows)  # HDF5 reads increasing row numbers only
+        minibatch = {key: self._load(self.data[key], rows, dtype) for key, dtype in self.keys_and_dtypes.items()}
+        minibatch[CELL_INDEX] = rows.astype(np.int64)
+        return minibatch
+
+    def _load(self, data, rows: np.ndarray, dtype: type) -> np.ndarray | torch.Tensor:
+        block = data.iloc[rows].to_numpy() if isinstance(data, pd.DataFrame) else data[rows]
+        block = block.astype(dtype, copy=False)
+        if not issparse(block):
+            return block
+        return _csr_tensor(block.tocsr()) if self.load_sparse_tensor else block.toarray()
+
+
+class CountsManager(AnnDataManager):
+    """An AnnDataManager whose minibatches come from :class:`CountsDataset`."""
+
+    def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
+        """Dataset over ``indices``; see :meth:`scvi.data.AnnDataManager.create_torch_dataset`."""
+        dataset = CountsDataset(self, getitem_tensors=data_and_attributes, load_sparse_tensor=load_sparse_tensor)
+        return dataset if indices is None else Subset(dataset, indices)
+
+
+class CountsSplitter(DataSplitter):
+    """Training, validation and test loaders whose sparse counts stay sparse up to the model."""
+
+    def __init__(self, adata_manager: AnnDataManager, **kwargs):
+        super().__init__(adata_manager, **(kwargs | {"load_sparse_tensor": True}))
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        """Leave the minibatch as it is (the parent class densifies it here)."""
+        return batch

@@ -1,0 +1,180 @@
+"""Start labels of a clustering phase: k-means, Gaussian mixture, Leiden, or labels given by the user.
+
+All functions take an array of points (cells x dimensions) and return integer labels 0..K-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+Initialiser = Literal["kmeans", "gmm", "leiden"]
+
+# Restarts cost time in proportion to the number of points, and beyond this number more points hardly move the centres.
+MAX_POINTS = 20_000
+
+
+@contextmanager
+def keep_threads() -> Iterator[None]:
+    """Give torch its number of threads back afterwards.
+
+    scikit-learn resets the OpenMP pool that torch shares; small training steps on a busy machine then run an order of
+    magnitude slower, because many threads spin at barriers.
+    """
+    n_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def initial_labels(
+    points: np.ndarray,
+    method: Initialiser | Sequence,
+    n_clusters: int | None,
+    *,
+    n_init: int = 20,
+    seed: int = 0,
+) -> np.ndarray:
+    """Labels by the given method.
+
+    Parameters
+    ----------
+    points
+        Cells x dimensions.
+    method
+        ``"kmeans"``, ``"gmm"`` (Gaussian mixture with one shared covariance), ``"leiden"``, or one label per cell.
+    n_clusters
+        Number of clusters; None lets Leiden find it (with its default resolution).
+    n_init
+        Number of restarts of k-means.
+    seed
+        Seed of the restarts.
+
+    Returns
+    -------
+    Labels 0..K-1, (n,) int64.
+
+    Raises
+    ------
+    ValueError
+        If given labels do not fit the points or ``n_clusters``, or the method is unknown.
+    """
+    if not isinstance(method, str):
+        return given_labels(method, len(points), n_clusters)
+    if method == "leiden" or n_clusters is None:
+        return leiden_labels(points, n_clusters=n_clusters, seed=seed)
+    if method == "kmeans":
+        return kmeans_labels(points, n_clusters, n_init=n_init, seed=seed)
+    if method == "gmm":
+        return gmm_labels(points, n_clusters, n_init=n_init, seed=seed)
+    raise ValueError(f"`init` must be 'kmeans', 'gmm', 'leiden' or one label per cell, found {method!r}.")
+
+
+def given_labels(labels: Sequence, n_obs: int, n_clusters: int | None) -> np.ndarray:
+    """Codes of labels that the user gave, by first appearance in sorted order."""
+    codes, names = pd.factorize(np.asarray(labels), sort=True)
+    if len(codes) != n_obs:
+        raise ValueError(f"`init` has {len(codes)} labels for {n_obs} cells. Give one label per cell.")
+    if (codes < 0).any():
+        raise ValueError(f"`init` has {(codes < 0).sum()} missing labels. Give one label per cell.")
+    if n_clusters is not None and len(names) != n_clusters:
+        raise ValueError(f"`init` has {len(names)} different labels, but `n_clusters` is {n_clusters}.")
+    return codes.astype(np.int64)
+
+
+def kmeans_labels(points: np.ndarray, n_clusters: int, *, n_init: int = 20, seed: int = 0) -> np.ndarray:
+    """k-means on at most :data:`MAX_POINTS` points, then the nearest centre for all."""
+    from sklearn.cluster import KMeans
+
+    with keep_threads():
+        fit = KMeans(n_clusters, n_init=n_init, random_state=seed).fit(_sample(points, seed))
+        return fit.predict(points).astype(np.int64)
+
+
+def gmm_labels(points: np.ndarray, n_clusters: int, *, n_init: int = 20, seed: int = 0) -> np.ndarray:
+    """Gaussian mixture with one shared covariance, started from k-means."""
+    from sklearn.mixture import GaussianMixture
+
+    start = kmeans_labels(points, n_clusters, n_init=n_init, seed=seed)
+    means = np.stack([points[start == k].mean(axis=0) for k in range(n_clusters)])
+    with keep_threads():
+        fit = GaussianMixture(n_clusters, covariance_type="tied", means_init=means, random_state=seed)
+        return fit.fit(_sample(points, seed)).predict(points).astype(np.int64)
+
+
+def leiden_labels(
+    points: np.ndarray,
+    *,
+    n_clusters: int | None = None,
+    resolution: float = 1.0,
+    n_neighbors: int = 15,
+    seed: int = 0,
+) -> np.ndarray:
+    """Leiden on the nearest-neighbour graph; with ``n_clusters`` the resolution is searched by bisection.
+
+    On more than :data:`MAX_POINTS` points the graph is built on a sample, and the other points get the label of their
+    nearest cluster mean.
+    """
+    sample = _sample(points, seed)
+    graph = _neighbour_graph(sample, n_neighbors)
+    labels = _leiden(graph, resolution, seed)
+    low, high = 0.0, None
+    for _ in range(25 if n_clusters else 0):
+        n_found = labels.max() + 1
+        if n_found == n_clusters:
+            break
+        if n_found < n_clusters:
+            low, resolution = resolution, resolution * 2 if high is None else (resolution + high) / 2
+        else:
+            high, resolution = resolution, (low + resolution) / 2
+        labels = _leiden(graph, resolution, seed)
+    if n_clusters and labels.max() + 1 != n_clusters:
+        # no resolution gives just that number of communities
+        return kmeans_labels(points, n_clusters, seed=seed)
+    if len(sample) == len(points):
+        return labels
+    means = np.stack([sample[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
+    return nearest(points, means)
+
+
+def nearest(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Index of the nearest centre of each point."""
+    from sklearn.metrics import pairwise_distances_argmin
+
+    with keep_threads():
+        return pairwise_distances_argmin(points, centers).astype(np.int64)
+
+
+def _neighbour_graph(points: np.ndarray, n_neighbors: int) -> AnnData:
+    """Nearest-neighbour graph with the weights of UMAP, in ``obsp``."""
+    import scanpy as sc
+
+    graph = AnnData(obsm={"X": np.ascontiguousarray(points, dtype=np.float32)}, shape=(len(points), 0))
+    with keep_threads():
+        # the exact search of scikit-learn: reproducible, and fast enough for MAX_POINTS points
+        sc.pp.neighbors(graph, n_neighbors=min(n_neighbors, len(points) - 1), use_rep="X", transformer="sklearn")
+    return graph
+
+
+def _leiden(graph: AnnData, resolution: float, seed: int) -> np.ndarray:
+    """Labels of one Leiden run, largest community first."""
+    import scanpy as sc
+
+    sc.tl.leiden(
+        graph, resolution=resolution, random_state=seed, flavor="igraph", n_iterations=2, directed=False, key_added="k"
+    )
+    return graph.obs["k"].astype(int).to_numpy().astype(np.int64)
+
+
+def _sample(points: np.ndarray, seed: int) -> np.ndarray:
+    if len(points) <= MAX_POINTS:
+        return points
+    rows = np.random.default_rng(seed).choice(len(points), MAX_POINTS, replace=False)
+    return points[np.sort(rows)]
