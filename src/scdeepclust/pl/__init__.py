@@ -1,0 +1,9 @@
+"""Drawings of results. Every function returns what it drew on and leaves showing and saving to the caller."""
+
+from __future__ import annotations
+
+from scdeepclust.pl._clusters import cluster_sizes
+from scdeepclust.pl._embedding import confidence, overview
+from scdeepclust.pl._history import history
+
+__all__ = ["cluster_sizes", "confidence", "history", "overview"]
