@@ -216,12 +216,12 @@ def scdeepcluster(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterat
     adata = adata.copy()
     sdc.model.SCDeepCluster.setup_anndata(adata, layer="counts", batch_key=batch_key(adata))
     with Timer() as fit:
-        model = sdc.model.SCDeepCluster(adata, n_clusters=k)
+        model = sdc.model.SCDeepCluster(adata, n_clusters=k, n_init=N_RESTARTS)
         model.train(accelerator="cpu", enable_progress_bar=False)
     with Timer() as timer:
         labels = np.asarray(model.predict())
     yield Labels("scdeepcluster", "given", labels, fit, timer)
-    yield Labels("scdeepcluster:start", "given", np.asarray(model.start_labels_), fit, timer)
+    yield Labels("scdeepcluster:start", "given", np.asarray(model.initial_labels_), fit, timer)
 
 
 FAMILIES: dict[str, tuple[Callable[[AnnData, int, int, set[str]], Iterator[Labels]], tuple[str, ...]]] = {

@@ -1,0 +1,67 @@
+"""Sphinx configuration."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from importlib.metadata import version as distribution_version
+
+project = "scdeepclust"
+author = "The scdeepclust developers"
+copyright = f"2026, {author}"
+version = release = distribution_version("scdeepclust")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinxcontrib.bibtex",
+    "sphinx_copybutton",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build"]
+default_role = "code"
+
+html_theme = "sphinx_book_theme"
+html_title = "scdeepclust"
+html_theme_options = {"show_toc_level": 2}
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are committed with their outputs
+
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autosummary_generate = True
+
+
+def members(full_name: str, *, ours: bool) -> list[tuple[str, str]]:
+    """(directive, name) of the public methods and properties of a class: written in this package, or inherited."""
+    module, _, name = full_name.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    found = []
+    for attribute in dir(cls):
+        owner = next(base for base in cls.__mro__ if attribute in vars(base))
+        is_property = isinstance(inspect.getattr_static(cls, attribute), property)
+        if attribute.startswith("_") or not (is_property or inspect.isroutine(getattr(cls, attribute))):
+            continue
+        if owner.__module__.startswith("scdeepclust.") == ours:
+            found.append(("autoproperty" if is_property else "automethod", attribute))
+    return found
+
+
+suppress_warnings = ["config.cache"]  # functions in the next setting cannot be kept between builds, and need not be
+autosummary_context = {
+    "members_here": lambda full_name: members(full_name, ours=True),
+    "members_of_scvi": lambda full_name: members(full_name, ours=False),
+}
