@@ -23,7 +23,14 @@ from torch import Tensor
 
 from scdeepclust._compat import package_versions
 from scdeepclust._keys import ResultKeys
-from scdeepclust.train import CountsManager, PhasedTrainingMixin
+from scdeepclust.train import (
+    CountsManager,
+    Initialiser,
+    PhasedTrainingMixin,
+    initial_labels,
+    keep_threads,
+    to_device,
+)
 
 from ._checks import check_anndata, check_n_clusters, check_obs_keys, count_matrix, gene_statistics, match_genes
 from ._base_module import TARGET_TOTAL
@@ -32,6 +39,12 @@ logger = logging.getLogger(__name__)
 
 # Cells per minibatch where nothing is learnt: large enough for fast matrix products, small enough for memory.
 INFERENCE_BATCH = 1024
+
+# Principal components of denoised expression that start labels are looked for in.
+N_START_COMPONENTS = 20
+
+# Largest dense block (cells x genes) from which those components are computed: 80 MB.
+MAX_DENSE_ENTRIES = 20_000_000
 
 
 class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelClass):
@@ -62,9 +75,8 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
         )
         self.gene_names_ = None if adata is None else adata.var_names.to_numpy().astype(str)
         self.n_active_ = None
-        self._model_summary_string = (
-            f"{type(self).__name__} with n_clusters: {n_clusters}, "
-            + ", ".join(f"{name}: {value}" for name, value in module_kwargs.items())
+        self._model_summary_string = f"{type(self).__name__} with n_clusters: {n_clusters}, " + ", ".join(
+            f"{name}: {value}" for name, value in module_kwargs.items()
         )
 
     # -- data ---------------------------------------------------------------------------------------------------------
@@ -119,7 +131,8 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
         }
         check_obs_keys(adata, keys)
         fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
+            # checked above in full; scvi-tools would look at a corner, and not know all sparse formats
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
             NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
@@ -136,10 +149,10 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
             raise ValueError("`adata` is needed: this model was loaded without data.")
         if adata is not None and adata is not self.adata:
             adata = match_genes(adata, self.gene_names_)
-            if self.get_anndata_manager(adata) is None:
-                setup = self.registry_["setup_args"]
-                check_anndata(adata.copy() if adata.is_view else adata, setup["layer"])
-                self._check_batches(adata, setup["batch_key"])
+            # before anything of scvi-tools looks at it, because that writes into `adata` first and raises then
+            setup = self.registry_["setup_args"]
+            check_anndata(adata.copy() if adata.is_view else adata, setup["layer"])
+            self._check_batches(adata, setup["batch_key"])
         return super()._validate_anndata(adata, copy_if_view=copy_if_view)
 
     def _check_batches(self, adata: AnnData, batch_key: str | None) -> None:
@@ -174,13 +187,47 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
             adata=adata, indices=indices, batch_size=batch_size or INFERENCE_BATCH, load_sparse_tensor=True
         )
         for tensors in loader:
-            yield {name: value.to(self.device) for name, value in tensors.items()}
+            yield to_device(tensors, self.device)
 
     @torch.inference_mode()
     def _encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Outputs of ``module.inference`` for one minibatch, without noise."""
         self.module.eval()
         return self.module.inference(**self.module._get_inference_input(tensors))
+
+    # -- start of the clusters ----------------------------------------------------------------------------------------
+
+    def _start_labels(self, cells: np.ndarray, init: Initialiser | Sequence, n_clusters: int | None, n_init: int):
+        """Labels (n,) int64 for a clustering phase to start from, largest cluster first."""
+        if not isinstance(init, str):
+            labels = initial_labels(cells[:, None], np.asarray(init)[cells], n_clusters)
+        else:
+            labels = initial_labels(self._denoised_points(cells), init, n_clusters, n_init=n_init, seed=_seed())
+        order = np.argsort(-np.bincount(labels), kind="stable")
+        return np.argsort(order)[labels]
+
+    def _denoised_points(self, cells: np.ndarray) -> np.ndarray:
+        """Principal components of denoised expression, (n, P).
+
+        Distances there weigh genes as the data do. In the latent space, dimensions that carry noise are about as wide
+        as those that carry cell types.
+        """
+        from sklearn.decomposition import PCA
+
+        # the components come from a bounded number of cells, so that no cells x genes matrix is ever dense
+        n_sample = min(len(cells), max(1000, MAX_DENSE_ENTRIES // self.module.n_input))
+        sample = np.sort(np.random.default_rng(_seed()).choice(cells, n_sample, replace=False))
+        n_components = min(N_START_COMPONENTS, n_sample - 1, self.module.n_input)
+        with keep_threads():
+            pca = PCA(n_components, svd_solver="randomized", random_state=_seed())
+            pca.fit(np.concatenate(list(self._denoised_blocks(sample))))
+        return np.concatenate([pca.transform(block) for block in self._denoised_blocks(cells)])
+
+    @torch.inference_mode()
+    def _denoised_blocks(self, cells: np.ndarray) -> Iterator[np.ndarray]:
+        for tensors in self._minibatches(indices=cells):
+            z = self._encode(tensors)["z_mean"]
+            yield self.module.denoised_expression(z, self.module.covariates(tensors)).cpu().numpy()
 
     # -- clusters -----------------------------------------------------------------------------------------------------
 
@@ -406,6 +453,11 @@ def _start_new_batches(query: torch.nn.Module, reference: torch.nn.Module) -> No
                 n_columns = n_new if n_old == 1 else n_new - n_old  # a single batch has no column
                 known = old[:, -n_old:].mean(dim=1, keepdim=True) if n_old > 1 else torch.zeros_like(old[:, :1])
                 new[:, -n_columns:] = known
+
+
+def _seed() -> int:
+    """The seed of scvi-tools, or 0: start labels are the same in each process of a distributed fit."""
+    return settings.seed or 0
 
 
 def _storable(value: Any) -> Any:

@@ -19,7 +19,6 @@ from scdeepclust.nn import (
     Covariates,
     Dispersion,
     GeneLikelihood,
-    counts_from_csr,
     counts_from_dense,
     gaussian_log_likelihood,
     nb_log_likelihood,
@@ -116,7 +115,7 @@ class ClusteringModule(BaseModuleClass):
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict:
         x = tensors[REGISTRY_KEYS.X_KEY]
         return {
-            "counts": counts_from_csr(x) if x.layout is torch.sparse_csr else counts_from_dense(x),
+            "counts": x if isinstance(x, Counts) else counts_from_dense(x),
             "covariates": self.covariates(tensors),
             "size_factor": tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY),
         }
@@ -163,11 +162,17 @@ class ClusteringModule(BaseModuleClass):
         heads = self.decoder(z, covariates)
         return {"heads": heads, "px": None if self.training else self.distribution(heads, log_library)}
 
-    def average_batch_scores(self, z: Tensor, covariates: Covariates) -> Tensor:
-        """Decoder scores (B, G) of cells put into an average batch, so that they can be compared across batches."""
+    def denoised_expression(self, z: Tensor, covariates: Covariates) -> Tensor:
+        """Square root of the expected share of each gene, (B, G), with all cells put into the same average batch.
+
+        Euclidean distances here are Hellinger distances between the profiles of cells.
+        """
         if self.n_batch > 1:
             covariates = covariates._replace(batch=self.batch_frequencies.expand(len(z), -1))
-        return self.decoder(z, covariates).scores
+        scores = self.decoder(z, covariates).scores
+        if self.gene_likelihood == "normal":
+            return scores  # log-normalised expression itself
+        return (torch.log_softmax(scores, dim=-1) / 2).exp()
 
     def log_likelihood(self, counts: Counts, heads: CountHeads, log_library: Tensor) -> Tensor:
         """Log-likelihood of each cell, summed over genes, (B,)."""

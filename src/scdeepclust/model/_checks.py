@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
+
+from scdeepclust.train import Initialiser, given_labels
 
 # Cells read at once: a few MB, whatever the number of cells.
 BLOCK = 4096
@@ -57,9 +60,15 @@ def check_anndata(adata: AnnData, layer: str | None) -> None:
     n_empty = 0
     for block in row_blocks(x):
         check_counts(block.data, where)
+        n_entries = block.nnz
+        block.sum_duplicates()  # of a copy: a block is read row by row
+        if block.nnz < n_entries:
+            raise ValueError(f"{where} stores some entries more than once. Run {where.strip('`')}.sum_duplicates().")
         n_empty += int((np.asarray(block.sum(axis=1)).ravel() == 0).sum())
     if n_empty:
-        raise ValueError(f"{where} has {n_empty} cells without any count. Run `scanpy.pp.filter_cells(adata, min_counts=1)`.")
+        raise ValueError(
+            f"{where} has {n_empty} cells without any count. Run `scanpy.pp.filter_cells(adata, min_counts=1)`."
+        )
 
 
 def check_counts(values: np.ndarray, where: str) -> None:
@@ -88,7 +97,9 @@ def check_obs_keys(adata: AnnData, keys: Mapping[str, str | list[str] | None]) -
     for argument, columns in keys.items():
         for column in [columns] if isinstance(columns, str) else columns or []:
             if column not in adata.obs:
-                raise ValueError(f"`{argument}`: there is no column {column!r} in `adata.obs`; found {list(adata.obs)}.")
+                raise ValueError(
+                    f"`{argument}`: there is no column {column!r} in `adata.obs`; found {list(adata.obs)}."
+                )
             n_missing = int(adata.obs[column].isna().sum())
             if n_missing:
                 raise ValueError(f"`{argument}`: column {column!r} of `adata.obs` has {n_missing} missing values.")
@@ -118,6 +129,14 @@ def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise a ValueError unless ``value`` is one of the choices."""
     if value not in choices:
         raise ValueError(f"`{argument}` must be one of {', '.join(map(repr, choices))}; found {value!r}.")
+
+
+def check_init(init: Initialiser | Sequence, n_obs: int, n_clusters: int | None) -> None:
+    """Raise a ValueError unless ``init`` is a known method or one label per cell."""
+    if isinstance(init, str):
+        check_choice("init", init, get_args(Initialiser))
+    else:
+        given_labels(init, n_obs, n_clusters)
 
 
 def match_genes(adata: AnnData, gene_names: np.ndarray) -> AnnData:

@@ -7,12 +7,13 @@ p), while the counts must still be given back.
 
 What differs from the paper, and why:
 
-* The assignment is computed in *denoised expression* instead of the latent space: the log-normalised output of the
-  decoder, each gene scaled by its observed standard deviation, on its leading principal components. Distances there
-  weigh genes as a biologist does; in the latent space noise axes weigh as much as signal axes. With several batches
-  all cells are decoded into the same average batch.
+* The start of the clusters is looked for in *denoised expression* (the profile the decoder expects) instead of the
+  latent space, where noise dimensions weigh as much as signal dimensions; and by merging micro-clusters instead of
+  k-means alone, which splits large cell types. With several batches all cells are decoded into one average batch.
 * The bandwidth of the Student-t kernel is the median squared distance of a cell to its own centre, instead of 1, so
-  that it fits data of any scale.
+  that it fits a latent space of any scale.
+* The targets do not divide by the size of a cluster (``balance=0``; the paper has 1): that factor pushes towards
+  clusters of equal size, which cell types are not.
 * Reconstruction is a sum over genes per cell. The clustering weight is stated relative to a reconstruction *per
   entry*, as in the paper, hence multiplied by the number of genes.
 * Adam with a small step instead of Adadelta, whose first steps undo the pretraining; shuffled cells; one seed.
@@ -22,11 +23,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from anndata import AnnData
-from scvi import settings
 from scvi.module.base import LossOutput
 from torch import Tensor, nn
 
@@ -41,12 +42,11 @@ from scdeepclust.nn import (
     student_t_log_assignment,
     target_distribution,
 )
-from scdeepclust.train import Phase, RefreshTargets, epochs_for_steps, initial_labels
-from scdeepclust.train._init import Initialiser
+from scdeepclust.train import Initialiser, Phase, RefreshTargets, epochs_for_steps
 
 from ._base_model import ClusteringModel
-from ._base_module import TARGET_TOTAL, ClusteringModule
-from ._checks import check_choice
+from ._base_module import ClusteringModule
+from ._checks import check_choice, check_init
 
 
 class SCDeepClusterModule(ClusteringModule):
@@ -64,8 +64,8 @@ class SCDeepClusterModule(ClusteringModule):
         Standard deviation of the noise added to the standardised input in training.
     cluster_weight
         Weight of the clustering term relative to a reconstruction per entry of the count matrix.
-    n_components
-        Number of principal components of denoised expression in which cells are assigned.
+    balance
+        How much the targets favour clusters of equal size: 1 as published, 0 not at all.
     encode_covariates
         Whether the encoder sees the covariates too.
     **kwargs
@@ -80,7 +80,7 @@ class SCDeepClusterModule(ClusteringModule):
         n_layers: int = 2,
         input_noise: float = 2.0,
         cluster_weight: float = 0.1,
-        n_components: int = 20,
+        balance: float = 0.0,
         encode_covariates: bool = True,
         **kwargs,
     ):
@@ -88,6 +88,7 @@ class SCDeepClusterModule(ClusteringModule):
         self.n_clusters = n_clusters
         self.input_noise = input_noise
         self.cluster_weight = cluster_weight
+        self.balance = balance
         self.encode_covariates = encode_covariates
         n_batch = self.n_batch if encode_covariates else 0
         self.encoder = CovariateMLP(
@@ -100,18 +101,23 @@ class SCDeepClusterModule(ClusteringModule):
             dropout_rate=kwargs.get("dropout_rate", 0.2),
         )
         self.z_head = nn.Linear(kwargs.get("n_hidden", 128), self.n_latent)
-        n_components = min(n_components, n_input)
-        self.register_buffer("projection", torch.zeros(n_input, n_components))
-        self.register_buffer("projection_offset", torch.zeros(n_components))
         self.register_buffer("bandwidth", torch.zeros(()))  # 0: clusters are not set yet
         self.register_buffer("cluster_masses", torch.ones(n_clusters))
-        self.centers = nn.Parameter(torch.zeros(n_clusters, n_components))
+        self.centers = nn.Parameter(torch.zeros(n_clusters, self.n_latent))
         # targets of the training cells (n, K) while clustering; no buffer, which DDP would send around at each step
         self.targets: Tensor | None = None
 
     def encode(self, u: Tensor, covariates: Covariates) -> Tensor:
         """Latent codes (B, D) of standardised input (B, G)."""
         return self.z_head(self.encoder(u, covariates if self.encode_covariates else None))
+
+    def encode_without_noise(self, u: Tensor, covariates: Covariates) -> Tensor:
+        """Latent codes (B, D) as at prediction: cells are assigned without noise and dropout also while training."""
+        training = self.encoder.training
+        self.encoder.eval()
+        z = self.encode(u, covariates)
+        self.encoder.train(training)
+        return z
 
     def inference(
         self, counts: Counts, covariates: Covariates, size_factor: Tensor | None = None, n_samples: int = 1
@@ -124,22 +130,16 @@ class SCDeepClusterModule(ClusteringModule):
         samples = z.expand(n_samples, -1, -1) if n_samples > 1 else z
         return {"z": samples, "z_mean": z, "u": u, "counts": counts, "log_library": log_library}
 
-    def denoised_expression(self, z: Tensor, covariates: Covariates) -> Tensor:
-        """Decoded log-normalised expression (B, G), each gene in units of its observed standard deviation."""
-        share = torch.softmax(self.average_batch_scores(z, covariates), dim=-1)
-        return torch.log1p(TARGET_TOTAL * share) / self.gene_sd
-
-    def points(self, z: Tensor, covariates: Covariates) -> Tensor:
-        """Where cells are clustered, (B, P): principal components of denoised expression."""
-        return self.denoised_expression(z, covariates) @ self.projection - self.projection_offset
-
     def log_assignments(self, inference_outputs: dict, covariates: Covariates) -> Tensor:
-        """log q (B, K)."""
-        y = self.points(inference_outputs["z_mean"], covariates)
-        return student_t_log_assignment(y, self.centers, self.bandwidth)
+        """Log of the soft assignment q, (B, K)."""
+        return student_t_log_assignment(inference_outputs["z_mean"], self.centers, self.bandwidth)
 
     def loss(
-        self, tensors: dict[str, Tensor], inference_outputs: dict, generative_outputs: dict, phase: str = "cluster",
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict,
+        generative_outputs: dict,
+        phase: str = "cluster",
         kl_weight: float = 1.0,
     ) -> LossOutput:
         """Negative log-likelihood per cell; when clustering plus weight * G * KL(p || q)."""
@@ -147,9 +147,8 @@ class SCDeepClusterModule(ClusteringModule):
         reconstruction = -self.log_likelihood(counts, generative_outputs["heads"], log_library)  # (B,)
         if phase != "cluster":
             return LossOutput(loss=reconstruction.mean(), reconstruction_loss=reconstruction)
-        covariates = self.covariates(tensors)
-        z = self.encode(inference_outputs["u"], covariates)  # clean pass
-        log_q = student_t_log_assignment(self.points(z, covariates), self.centers, self.bandwidth)  # (B, K)
+        z = self.encode_without_noise(inference_outputs["u"], self.covariates(tensors))
+        log_q = student_t_log_assignment(z, self.centers, self.bandwidth)  # (B, K)
         kl = assignment_kl(log_q, self._targets(tensors[CELL_INDEX], log_q)).mean()
         loss = reconstruction.mean() + self.cluster_weight * self.n_input * kl
         return LossOutput(loss=loss, reconstruction_loss=reconstruction, extra_metrics={"cluster_kl": kl})
@@ -158,18 +157,18 @@ class SCDeepClusterModule(ClusteringModule):
         """Target distribution p (B, K): stored for each training cell, or from the current q and stored masses."""
         if self.targets is not None:
             return self.targets[cells.to(self.targets.device)].to(log_q.device)
-        return target_distribution(log_q.detach().exp(), self.cluster_masses)
+        return target_distribution(log_q.detach().exp(), self.cluster_masses, self.balance)
 
     @torch.no_grad()
-    def start_clusters(self, points: Tensor, labels: Tensor) -> None:
-        """Set centres to the means of the labelled points (n, P), and the bandwidth to their median spread."""
+    def start_clusters(self, z: Tensor, labels: Tensor) -> None:
+        """Set centres to the means of labelled latent codes (n, D), and the bandwidth to their median spread."""
         n_clusters = int(labels.max()) + 1
-        one_hot = nn.functional.one_hot(labels, n_clusters).to(points.dtype)
-        centers = (one_hot.T @ points) / one_hot.sum(dim=0).unsqueeze(1)
+        one_hot = nn.functional.one_hot(labels, n_clusters).to(z.dtype)
+        centers = (one_hot.T @ z) / one_hot.sum(dim=0).unsqueeze(1)
         self.n_clusters = n_clusters
         self.centers = nn.Parameter(centers)
-        self.cluster_masses = torch.ones(n_clusters, device=points.device)
-        self.bandwidth.copy_((points - centers[labels]).square().sum(dim=1).median())
+        self.cluster_masses = torch.ones(n_clusters, device=z.device)
+        self.bandwidth.copy_((z - centers[labels]).square().sum(dim=1).median())
 
     @torch.no_grad()
     def reorder_clusters(self, order: Tensor) -> None:
@@ -188,7 +187,8 @@ class SCDeepCluster(ClusteringModel):
     n_clusters
         Number of clusters. None finds it by Leiden on the pretrained model.
     init
-        Start of the clusters: ``"kmeans"``, ``"gmm"``, ``"leiden"``, or one label per cell.
+        Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
+        ``"leiden"``, or one label per cell.
     gene_likelihood
         ``"nb"``, ``"zinb"`` (as published), ``"poisson"``, or ``"normal"`` on log-normalised data.
     dispersion
@@ -199,6 +199,8 @@ class SCDeepCluster(ClusteringModel):
         Standard deviation of the noise added to the standardised input in training.
     cluster_weight
         Weight of the clustering term, relative to a reconstruction per entry of the count matrix.
+    balance
+        How much the targets favour clusters of equal size: 1 as published, 0 not at all.
     targets
         ``"stored"`` keeps the target distribution of each cell over an epoch, as published; ``"streaming"`` keeps only
         the masses of the clusters and computes targets from the current assignment: a slight change of method whose
@@ -231,7 +233,7 @@ class SCDeepCluster(ClusteringModel):
         adata: AnnData | None = None,
         n_clusters: int | None = None,
         *,
-        init: Initialiser | Sequence = "kmeans",
+        init: Initialiser | Sequence = "merge",
         gene_likelihood: GeneLikelihood = "nb",
         dispersion: Dispersion = "gene",
         n_latent: int = 16,
@@ -240,17 +242,16 @@ class SCDeepCluster(ClusteringModel):
         dropout_rate: float = 0.2,
         input_noise: float = 2.0,
         cluster_weight: float = 0.1,
-        targets: str = "stored",
+        balance: float = 0.0,
+        targets: Literal["stored", "streaming"] = "stored",
         encode_covariates: bool = True,
-        n_init: int = 20,
+        n_init: int = 10,
         tol: float = 1e-3,
         registry: dict | None = None,
     ):
         check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb", "poisson", "normal"))
         check_choice("dispersion", dispersion, ("gene", "gene-batch", "gene-cell"))
         check_choice("targets", targets, ("stored", "streaming"))
-        if isinstance(init, str):
-            check_choice("init", init, ("kmeans", "gmm", "leiden"))
         module_kwargs = {
             "gene_likelihood": gene_likelihood,
             "dispersion": dispersion,
@@ -260,9 +261,11 @@ class SCDeepCluster(ClusteringModel):
             "dropout_rate": dropout_rate,
             "input_noise": input_noise,
             "cluster_weight": cluster_weight,
+            "balance": balance,
             "encode_covariates": encode_covariates,
         }
         super().__init__(adata, n_clusters, module_kwargs, registry)
+        check_init(init, self.summary_stats.n_cells, n_clusters)
         self._init = init
         self._n_init = n_init
         self._tol = tol
@@ -274,7 +277,7 @@ class SCDeepCluster(ClusteringModel):
 
     def _phases(self, pretrain_epochs, max_epochs, n_train, batch_size) -> list[Phase]:
         if self._keeps_reference_clusters:
-            # the columns of new batches learn from reconstruction alone: clusters of the query are those it is mapped to
+            # the columns of new batches learn from reconstruction alone; the clusters stay what they are
             epochs = epochs_for_steps(400, n_train, batch_size, 100) if max_epochs is None else max_epochs
             return [Phase("query", epochs)]
         has_clusters = bool(self.module.bandwidth > 0)
@@ -291,55 +294,20 @@ class SCDeepCluster(ClusteringModel):
         ]
 
     def _start_clusters(self, train_indices: np.ndarray) -> None:
-        """Fix the space in which cells are clustered, and set the centres there."""
         cells = np.sort(train_indices)
-        self._fit_projection(cells)
-        points = self._points(cells)
-        init = self._init if isinstance(self._init, str) else np.asarray(self._init)[cells]
-        seed = settings.seed or 0
-        labels = initial_labels(points, init, self.n_clusters or None, n_init=self._n_init, seed=seed)
-        order = np.argsort(-np.bincount(labels), kind="stable")
-        labels = np.argsort(order)[labels]
-        device = self.device
-        self.module.start_clusters(torch.as_tensor(points, device=device), torch.as_tensor(labels, device=device))
+        labels = self._start_labels(cells, self._init, self.n_clusters or None, self._n_init)
+        z = torch.as_tensor(self._latent(indices=cells), device=self.device)
+        self.module.start_clusters(z, torch.as_tensor(labels, device=self.device))
         # loading rebuilds the module from these arguments
         self.init_params_["non_kwargs"]["n_clusters"] = self.n_clusters
         self.initial_labels_ = labels.astype(str)
-
-    def _fit_projection(self, cells: np.ndarray) -> None:
-        """Principal components of denoised expression, from a bounded number of cells."""
-        from sklearn.decomposition import PCA
-
-        from scdeepclust.train import keep_threads
-
-        n_sample = min(len(cells), max(1000, int(2e7) // self.module.n_input))
-        sample = np.sort(np.random.default_rng(settings.seed or 0).choice(cells, n_sample, replace=False))
-        x = np.concatenate([self._denoised(tensors) for tensors in self._minibatches(indices=sample)])
-        n_components = min(self.module.projection.shape[1], n_sample - 1)
-        with keep_threads():
-            pca = PCA(n_components, svd_solver="randomized", random_state=settings.seed or 0).fit(x)
-        self.module.projection[:, :n_components] = torch.as_tensor(pca.components_.T)
-        self.module.projection_offset[:n_components] = torch.as_tensor(pca.mean_ @ pca.components_.T)
-
-    @torch.inference_mode()
-    def _denoised(self, tensors: dict[str, Tensor]) -> np.ndarray:
-        z = self._encode(tensors)["z_mean"]
-        return self.module.denoised_expression(z, self.module.covariates(tensors)).cpu().numpy()
-
-    @torch.inference_mode()
-    def _points(self, cells: np.ndarray) -> np.ndarray:
-        blocks = []
-        for tensors in self._minibatches(indices=cells):
-            z = self._encode(tensors)["z_mean"]
-            blocks.append(self.module.points(z, self.module.covariates(tensors)).cpu().numpy())
-        return np.concatenate(blocks)
 
     def _refresh_targets(self) -> np.ndarray:
         """Renew the targets of the clustering phase; returns the current labels."""
         q = torch.as_tensor(self._probabilities())
         masses = q.sum(dim=0)
         self.module.cluster_masses.copy_(masses)
-        self.module.targets = target_distribution(q, masses) if self._stores_targets else None
+        self.module.targets = target_distribution(q, masses, self.module.balance) if self._stores_targets else None
         return q.argmax(dim=1).numpy()
 
     def _end_training(self, train_indices: np.ndarray) -> None:
@@ -351,8 +319,8 @@ class SCDeepCluster(ClusteringModel):
         """Say so when the clustering went wrong in one of the ways this method is known for."""
         if self.n_active_ < self.n_clusters and not self._keeps_reference_clusters:
             warnings.warn(
-                f"{self.n_clusters - self.n_active_} of {self.n_clusters} clusters have no cells. Ask for fewer clusters, "
-                "or train with a smaller `cluster_weight`.",
+                f"{self.n_clusters - self.n_active_} of {self.n_clusters} clusters have no cells. Ask for fewer "
+                "clusters, or train with a smaller `cluster_weight`.",
                 stacklevel=2,
             )
         before = self.history.get("pretrain_reconstruction_loss_train")
@@ -370,11 +338,11 @@ class SCDeepCluster(ClusteringModel):
     # -- getters ------------------------------------------------------------------------------------------------------
 
     def get_cluster_centers(self) -> np.ndarray:
-        """Cluster centres, in the principal components of denoised expression.
+        """Cluster centres in the latent space.
 
         Returns
         -------
-        Array of shape (n_clusters, n_components), in the order of the labels.
+        Array of shape (n_clusters, n_latent), in the order of the labels.
 
         Raises
         ------
@@ -383,5 +351,3 @@ class SCDeepCluster(ClusteringModel):
         """
         self._check_if_trained(warn=False)
         return self.module.centers.detach().cpu().numpy()
-
-

@@ -1,8 +1,8 @@
 """How a model is fitted, whatever the model: phases, training plan, start labels, callbacks."""
 
 from ._callbacks import GracefulInterrupt, PhaseProgressBar, RefreshTargets
-from ._data import CountsDataset, CountsManager, CountsSplitter
-from ._init import initial_labels, keep_threads, leiden_labels, nearest
+from ._data import CountsDataset, CountsManager, CountsSplitter, to_device
+from ._init import Initialiser, given_labels, initial_labels, keep_threads, leiden_labels, nearest
 from ._phases import Phase, PhasedTrainingMixin, epochs_for_steps, split_cells
 from ._plan import ClusteringPlan, NonFiniteLossError
 
@@ -12,15 +12,18 @@ __all__ = [
     "CountsManager",
     "CountsSplitter",
     "GracefulInterrupt",
+    "Initialiser",
     "NonFiniteLossError",
     "Phase",
     "PhaseProgressBar",
     "PhasedTrainingMixin",
     "RefreshTargets",
     "epochs_for_steps",
+    "given_labels",
     "initial_labels",
     "keep_threads",
     "leiden_labels",
     "nearest",
     "split_cells",
+    "to_device",
 ]

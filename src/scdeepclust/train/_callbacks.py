@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from scvi.utils import track
 
@@ -59,39 +61,38 @@ class PhaseProgressBar(ProgressBar):
 
 
 class GracefulInterrupt(Callback):
-    """Turn the first Ctrl-C into "finish this epoch's step and stop", so that what was learnt is kept.
+    """Turn the first Ctrl-C into "stop after this step", so that what was learnt is kept.
 
-    A second Ctrl-C interrupts at once, as without this callback. Signals can only be caught in the main thread;
-    elsewhere this callback does nothing.
+    Used both as a context around a fit and as a callback of it. A second Ctrl-C interrupts at once, as without this
+    callback. Signals can only be caught in the main thread; elsewhere this does nothing.
     """
 
     def __init__(self):
         self.interrupted = False
-        self._previous = None
+        self._previous: Any = None
+        self._trainer: Trainer | None = None
 
-    def on_fit_start(self, trainer, pl_module):
-        """Take over SIGINT."""
+    def __enter__(self) -> GracefulInterrupt:
+        # outside of Lightning, which notes the handlers at the start of a fit and puts those back at its end
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, lambda *_: self._stop(trainer))
+            self._previous = signal.signal(signal.SIGINT, self._stop)
+        return self
 
-    def _stop(self, trainer):
-        self.interrupted = True
-        trainer.lightning_module.interrupted = True
-        trainer.should_stop = True
-        self._give_back()
-
-    def _give_back(self):
+    def __exit__(self, *_) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
 
-    def on_fit_end(self, trainer, pl_module):
-        """Give SIGINT back."""
-        self._give_back()
+    def _stop(self, *_) -> None:
+        self.__exit__()  # the next one is not caught
+        self.interrupted = True
+        if self._trainer is None:
+            raise KeyboardInterrupt
+        self._trainer.should_stop = True
+        self._trainer.lightning_module.interrupted = True
 
-    def on_exception(self, trainer, pl_module, exception):
-        """Give SIGINT back when training fails."""
-        self._give_back()
+    def on_fit_start(self, trainer, pl_module):
+        """Remember what to stop."""
+        self._trainer = trainer
 
 
 class RefreshTargets(Callback):

@@ -17,24 +17,21 @@ from scvi.dataloaders import DataSplitter
 from torch.utils.data import Subset
 
 from scdeepclust._keys import CELL_INDEX
+from scdeepclust.nn import Counts
 
 
-def _csr_tensor(x: csr_matrix) -> torch.Tensor:
-    """Torch view of a scipy CSR matrix, (B, G)."""
-    x.sum_duplicates()
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(x.indptr.astype(np.int64)),
-        torch.from_numpy(x.indices.astype(np.int64)),
-        torch.from_numpy(x.data),
-        size=x.shape,
-        check_invariants=False,  # scipy has just built it
-    )
+def _counts(x: csr_matrix) -> Counts:
+    """Non-zero entries of a block of cells."""
+    x.eliminate_zeros()  # a stored zero is no count, and the block is a copy
+    rows = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
+    entries = (rows, x.indices.astype(np.int64), x.data)
+    return Counts(*map(torch.from_numpy, entries), n_cells=x.shape[0], n_genes=x.shape[1])
 
 
 class CountsDataset(AnnTorchDataset):
     """Rows of an AnnData object as tensors, with the row numbers under :data:`CELL_INDEX`."""
 
-    def __getitem__(self, indexes: int | Sequence[int] | slice) -> dict[str, np.ndarray | torch.Tensor]:
+    def __getitem__(self, indexes: int | Sequence[int] | slice) -> dict[str, np.ndarray | Counts]:
         rows = np.arange(len(self))[indexes] if isinstance(indexes, slice) else np.atleast_1d(indexes)
         if self.adata_manager.adata.isbacked:
             rows = np.sort(rows)  # HDF5 reads increasing row numbers only
@@ -42,12 +39,12 @@ class CountsDataset(AnnTorchDataset):
         minibatch[CELL_INDEX] = rows.astype(np.int64)
         return minibatch
 
-    def _load(self, data, rows: np.ndarray, dtype: type) -> np.ndarray | torch.Tensor:
+    def _load(self, data, rows: np.ndarray, dtype: type) -> np.ndarray | Counts:
         block = data.iloc[rows].to_numpy() if isinstance(data, pd.DataFrame) else data[rows]
         block = block.astype(dtype, copy=False)
         if not issparse(block):
             return block
-        return _csr_tensor(block.tocsr()) if self.load_sparse_tensor else block.toarray()
+        return _counts(block.tocsr()) if self.load_sparse_tensor else block.toarray()
 
 
 class CountsManager(AnnDataManager):
@@ -68,3 +65,12 @@ class CountsSplitter(DataSplitter):
     def on_after_batch_transfer(self, batch, dataloader_idx):
         """Leave the minibatch as it is (the parent class densifies it here)."""
         return batch
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        """Move the minibatch (Lightning walks through it recursively, which takes as long as a small layer)."""
+        return to_device(batch, device)
+
+
+def to_device(minibatch: dict[str, torch.Tensor | Counts], device: torch.device) -> dict[str, torch.Tensor | Counts]:
+    """Move a minibatch to a device."""
+    return {name: value.to(device) for name, value in minibatch.items()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
@@ -20,8 +21,6 @@ from scvi.model.base import UnsupervisedTrainingMixin
 from ._callbacks import GracefulInterrupt, PhaseProgressBar
 from ._data import CountsSplitter
 from ._plan import ClusteringPlan
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -83,6 +82,25 @@ def split_cells(n_obs: int, train_size: float, validation_size: float | None, se
     n_validation = min(n_obs - n_train, round(validation_size * n_obs))
     order = np.random.default_rng(seed).permutation(n_obs)
     return [order[:n_train], order[n_train : n_train + n_validation], order[n_train + n_validation :]]
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep hardware reports, advertisements and advice that does not apply here off the screen."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # the split is ours on purpose, and has no last minibatch that a layer could not take
+            warnings.filterwarnings("ignore", message="Last batch will have a small size")
+            warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class PhasedTrainingMixin(UnsupervisedTrainingMixin):
@@ -202,9 +220,8 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
         callbacks = [*callbacks, interrupt]
         if common["enable_progress_bar"]:
             callbacks.append(PhaseProgressBar(name))
-        with warnings.catch_warnings():
-            # the split is ours on purpose, so scvi-tools' advice about its last minibatch does not apply
-            warnings.filterwarnings("ignore", message="Last batch will have a small size")
+        self.module.train()
+        with quiet_lightning(), interrupt:
             super().train(
                 max_epochs=epochs,
                 datasplitter_kwargs={"external_indexing": [rows.copy() for rows in split]},

@@ -150,6 +150,10 @@ class ClusteringPlan(TrainingPlan):
 
     def record(self, metrics: dict[str, float]) -> None:
         """Log values of the current epoch, to every logger and to ``history``, under the prefix of the phase."""
+        if self._prefix:
+            # what early stopping and checkpoints monitor has one name in every phase; it reaches no logger
+            monitored = {name: value for name, value in metrics.items() if "validation" in name}
+            self.log_dict(monitored, logger=False, on_step=False, on_epoch=True, batch_size=1)
         metrics = {f"{self._prefix}{name}": value for name, value in metrics.items()}
         for name, value in metrics.items():
             self._values[name].append(value)
