@@ -16,6 +16,7 @@ from scdeepclust.nn import (
     CountDecoder,
     CountHeads,
     Counts,
+    CovariateMLP,
     Covariates,
     Dispersion,
     GeneLikelihood,
@@ -53,8 +54,14 @@ class ClusteringModule(BaseModuleClass):
         Size of the latent space.
     n_hidden
         Width of the hidden layers.
+    n_layers
+        Number of hidden layers of the encoder; the decoder has one.
     dropout_rate
         Dropout in the networks.
+    input_noise
+        Standard deviation of the noise added to the standardised input in training.
+    encode_covariates
+        Whether the encoder sees batch and covariates too, as the decoder does.
     gene_likelihood
         Likelihood of the counts.
     dispersion
@@ -70,7 +77,10 @@ class ClusteringModule(BaseModuleClass):
         n_continuous_cov: int = 0,
         n_latent: int = 16,
         n_hidden: int = 128,
+        n_layers: int = 2,
         dropout_rate: float = 0.2,
+        input_noise: float = 2.0,
+        encode_covariates: bool = True,
         gene_likelihood: GeneLikelihood = "nb",
         dispersion: Dispersion = "gene",
     ):
@@ -78,6 +88,9 @@ class ClusteringModule(BaseModuleClass):
         self.n_input = n_input
         self.n_batch = n_batch
         self.n_latent = n_latent
+        self.n_hidden = n_hidden
+        self.input_noise = input_noise
+        self.encode_covariates = encode_covariates
         self.gene_likelihood = gene_likelihood
         self.decoder = CountDecoder(
             n_latent,
@@ -90,7 +103,15 @@ class ClusteringModule(BaseModuleClass):
             n_hidden=n_hidden,
             dropout_rate=dropout_rate,
         )
-        self.n_cats_per_cov = tuple(n_cats_per_cov)
+        self.encoder = CovariateMLP(
+            n_input,
+            n_batch=n_batch if encode_covariates else 0,
+            n_cats_per_cov=n_cats_per_cov if encode_covariates else (),
+            n_continuous=n_continuous_cov if encode_covariates else 0,
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+            dropout_rate=dropout_rate,
+        )
         self.register_buffer("gene_mean", torch.zeros(n_input))
         self.register_buffer("gene_sd", torch.ones(n_input))
         self.register_buffer("median_total", torch.zeros(()))  # 0: statistics are not known yet
@@ -143,6 +164,14 @@ class ClusteringModule(BaseModuleClass):
         increase = torch.log1p(counts.value * scale[counts.row]) / self.gene_sd[counts.col]
         u.index_put_((counts.row, counts.col), increase, accumulate=True)
         return u.clamp_(-INPUT_BOUND, INPUT_BOUND)
+
+    def encode(self, u: Tensor, covariates: Covariates) -> Tensor:
+        """Features (B, n_hidden) of standardised input (B, G)."""
+        return self.encoder(u, covariates if self.encode_covariates else None)
+
+    def with_noise(self, u: Tensor) -> Tensor:
+        """The input as the encoder sees it: with noise in training, as it is otherwise."""
+        return u + self.input_noise * torch.randn_like(u) if self.training else u
 
     # -- latent -> counts ---------------------------------------------------------------------------------------------
 

@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from scdeepclust._keys import CELL_INDEX
 from scdeepclust.nn import (
     Counts,
-    CovariateMLP,
     Covariates,
     Dispersion,
     GeneLikelihood,
@@ -58,16 +57,10 @@ class SCDeepClusterModule(ClusteringModule):
         Number of genes.
     n_clusters
         Number of clusters; 0 if it is set later by :meth:`start_clusters`.
-    n_layers
-        Number of hidden layers of the encoder.
-    input_noise
-        Standard deviation of the noise added to the standardised input in training.
     cluster_weight
         Weight of the clustering term relative to a reconstruction per entry of the count matrix.
     balance
         How much the targets favour clusters of equal size: 1 as published, 0 not at all.
-    encode_covariates
-        Whether the encoder sees the covariates too.
     **kwargs
         As in :class:`ClusteringModule`.
     """
@@ -77,45 +70,26 @@ class SCDeepClusterModule(ClusteringModule):
         n_input: int,
         *,
         n_clusters: int,
-        n_layers: int = 2,
-        input_noise: float = 2.0,
         cluster_weight: float = 0.1,
         balance: float = 0.0,
-        encode_covariates: bool = True,
         **kwargs,
     ):
         super().__init__(n_input, **kwargs)
         self.n_clusters = n_clusters
-        self.input_noise = input_noise
         self.cluster_weight = cluster_weight
         self.balance = balance
-        self.encode_covariates = encode_covariates
-        n_batch = self.n_batch if encode_covariates else 0
-        self.encoder = CovariateMLP(
-            n_input,
-            n_batch=n_batch,
-            n_cats_per_cov=self.n_cats_per_cov if encode_covariates else (),
-            n_continuous=kwargs.get("n_continuous_cov", 0) if encode_covariates else 0,
-            n_hidden=kwargs.get("n_hidden", 128),
-            n_layers=n_layers,
-            dropout_rate=kwargs.get("dropout_rate", 0.2),
-        )
-        self.z_head = nn.Linear(kwargs.get("n_hidden", 128), self.n_latent)
+        self.z_head = nn.Linear(self.n_hidden, self.n_latent)
         self.register_buffer("bandwidth", torch.zeros(()))  # 0: clusters are not set yet
         self.register_buffer("cluster_masses", torch.ones(n_clusters))
         self.centers = nn.Parameter(torch.zeros(n_clusters, self.n_latent))
         # targets of the training cells (n, K) while clustering; no buffer, which DDP would send around at each step
         self.targets: Tensor | None = None
 
-    def encode(self, u: Tensor, covariates: Covariates) -> Tensor:
-        """Latent codes (B, D) of standardised input (B, G)."""
-        return self.z_head(self.encoder(u, covariates if self.encode_covariates else None))
-
     def encode_without_noise(self, u: Tensor, covariates: Covariates) -> Tensor:
         """Latent codes (B, D) as at prediction: cells are assigned without noise and dropout also while training."""
         training = self.encoder.training
         self.encoder.eval()
-        z = self.encode(u, covariates)
+        z = self.z_head(self.encode(u, covariates))
         self.encoder.train(training)
         return z
 
@@ -125,8 +99,7 @@ class SCDeepClusterModule(ClusteringModule):
         """Latent code of each cell: of noisy input in training, of the input itself otherwise."""
         log_library = self.log_library(counts, size_factor)
         u = self.network_input(counts, log_library)  # (B, G)
-        noisy = u + self.input_noise * torch.randn_like(u) if self.training else u
-        z = self.encode(noisy, covariates)  # (B, D)
+        z = self.z_head(self.encode(self.with_noise(u), covariates))  # (B, D)
         samples = z.expand(n_samples, -1, -1) if n_samples > 1 else z
         return {"z": samples, "z_mean": z, "u": u, "counts": counts, "log_library": log_library}
 
