@@ -216,7 +216,7 @@ def scdeepcluster(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterat
     adata = adata.copy()
     sdc.model.SCDeepCluster.setup_anndata(adata, layer="counts", batch_key=batch_key(adata))
     with Timer() as fit:
-        model = sdc.model.SCDeepCluster(adata, n_clusters=k, n_init=N_RESTARTS)
+        model = sdc.model.SCDeepCluster(adata, n_clusters=k)
         model.train(accelerator="cpu", enable_progress_bar=False)
     with Timer() as timer:
         labels = np.asarray(model.predict())

@@ -33,9 +33,12 @@ def score_table(rows: pd.DataFrame, value: str) -> str:
             cells.append(text if np.isnan(sd.loc[method, data]) else f"{text} ± {sd.loc[method, data]:.3f}")
         seen = count.loc[method].dropna()
         seeds = f"{seen.min():.0f}" if seen.min() == seen.max() else f"{seen.min():.0f}-{seen.max():.0f}"
+        average, mark = mean.loc[method], ""
+        pca = method.replace("harmony", "pca")
+        if pca != method and pca in mean.index:  # without batches Harmony returns the components it was given
+            average, mark = average.fillna(mean.loc[pca]), "*"
         # a mean over other data sets than the rest's would not compare
-        complete = seen.size == mean.shape[1]
-        average = f"{mean.loc[method].mean():.3f}" if complete else "-"
+        average = "-" if average.isna().any() else f"{average.mean():.3f}{mark}"
         spread = sd.loc[method].dropna()
         lines.append([method, k_is[method], seeds, *cells, average, f"{spread.median():.3f}" if len(spread) else "-"])
     return markdown(lines)
@@ -84,7 +87,8 @@ Mean ± standard deviation over the seeds; the best mean of a column is bold.
 The column K: *given* - the method was told the true number of types; *searched* - the resolution was searched until the
 true number came out; *estimated* - the method chose the number itself. Rows with different K do not compare fairly.
 `scdeepcluster:start` are the labels from which the clustering phase of `scdeepcluster` starts, and
-`pca+leiden-k` is Leiden at the true number of clusters.
+`pca+leiden-k` is Leiden at the true number of clusters. The mean marked * takes PCA + k-means where there are no
+batches: Harmony has nothing to correct there.
 
 ## Adjusted Rand index
 
