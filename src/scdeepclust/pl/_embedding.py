@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FAINTEST = 0.08  # a cell of no confidence can still be seen
+_FEW = 0.03  # share of the cells
 _UNLABELLED = "#D9D9D9"
 _LONGEST_ON_PLOT = 8  # characters; longer names would hide the cells and go into a legend
 
@@ -141,14 +142,21 @@ def _draw_categories(adata: AnnData, key: str, basis: str, ax: Axes | None, opac
 
 
 def _write_names(ax: Axes, labels: pd.Categorical, xy: np.ndarray) -> None:
-    """Write each category at the median of its cells, moved up or down where two names would overlap."""
+    """Write each category amid its cells (above them if they are few), moved where two names would overlap."""
     from matplotlib.patheffects import withStroke
 
     present = [code for code in range(len(labels.categories)) if (labels.codes == code).any()]
     texts = []
     for code in present:
-        x, y = np.median(xy[labels.codes == code], axis=0)
-        text = ax.text(x, y, str(labels.categories[code]), ha="center", va="center", fontsize="small", weight="bold")
+        cells = xy[labels.codes == code]
+        x, y = np.median(cells, axis=0)
+        few = len(cells) < _FEW * len(xy)  # a name would hide them
+        if few:
+            y = np.quantile(cells[:, 1], 0.9)
+        text = ax.text(
+            x, y, str(labels.categories[code]), ha="center", va="bottom" if few else "center", fontsize="small",
+            weight="bold",
+        )  # fmt: skip
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
         texts.append(text)
     _spread(ax, texts)
