@@ -11,7 +11,7 @@ from ._likelihoods import (
     zinb_log_likelihood,
 )
 from ._linear import FastLinear, use_fast_linear
-from ._mixture import GaussianMixture, diag_gaussian_log_prob
+from ._mixture import GaussianMixture, StyleOffsets, clamp_component_log_var, diag_gaussian_log_prob
 from ._networks import CountDecoder, CountHeads, CovariateMLP, Covariates, Dispersion, GeneLikelihood
 
 __all__ = [
@@ -24,7 +24,9 @@ __all__ = [
     "FastLinear",
     "GaussianMixture",
     "GeneLikelihood",
+    "StyleOffsets",
     "assignment_kl",
+    "clamp_component_log_var",
     "column_sums",
     "counts_from_csr",
     "counts_from_dense",

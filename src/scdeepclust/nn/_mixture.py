@@ -27,6 +27,11 @@ _LOG_VAR_MIN, _LOG_VAR_MAX = -6.0, 4.0
 _START_VARIANCE = 1e-4
 
 
+def clamp_component_log_var(log_var: Tensor) -> Tensor:
+    """Log-variances of components as they are used."""
+    return log_var.clamp(_LOG_VAR_MIN, _LOG_VAR_MAX)
+
+
 @full_precision
 def diag_gaussian_log_prob(z: Tensor, means: Tensor, log_var: Tensor) -> Tensor:
     """Log-density of every cell under every diagonal Gaussian component.
@@ -120,7 +125,7 @@ class GaussianMixture(nn.Module):
     @property
     def clamped_log_var(self) -> Tensor:
         """Log-variances as used, shape (1, D) or (K, D)."""
-        return self.log_var.clamp(_LOG_VAR_MIN, _LOG_VAR_MAX)
+        return clamp_component_log_var(self.log_var)
 
     def log_joint(self, z: Tensor) -> Tensor:
         """``log p(z, k)`` for ``z`` of shape (..., D): shape (..., K)."""
@@ -135,11 +140,21 @@ class GaussianMixture(nn.Module):
         return torch.softmax(self.log_joint(z), dim=-1)
 
     @torch.no_grad()
+    def select(self, order: Tensor) -> None:
+        """Renumber the components: new component j is old component ``order[j]``; the others are dropped."""
+        self.n_components = len(order)
+        self.means = nn.Parameter(self.means[order])
+        if len(self.log_var) > 1:
+            self.log_var = nn.Parameter(self.log_var[order])
+        logits = self.logits[order]
+        self.logits = nn.Parameter(logits) if isinstance(self.logits, nn.Parameter) else logits
+
+    @torch.no_grad()
     def initialise(self, z_mean: Tensor, z_var: Tensor, labels: Tensor) -> None:
         """Set weights, means and variances from a first labelling of the cells.
 
-        Weights, when learned, are the label frequencies, means the label means, and variances the scatter around the means plus
-        the mean posterior variance: pooled over all cells when shared, otherwise label by label.
+        Weights, when learned, are the label frequencies, means the label means, and variances the scatter around the
+        means plus the mean posterior variance: pooled over all cells when shared, otherwise label by label.
 
         Parameters
         ----------
@@ -171,6 +186,51 @@ class GaussianMixture(nn.Module):
         if isinstance(self.logits, nn.Parameter):
             self.logits.copy_((sizes / sizes.sum()).log())
         self.initialised.fill_(True)
+
+
+class StyleOffsets(nn.Module):
+    """How a continuous style variable w moves and scales the components of a mixture.
+
+    The last layer starts at zero, that is at a mixture which does not depend on w: a random start would let w, which
+    is free for every cell, take over what the components should explain.
+
+    Parameters
+    ----------
+    n_w
+        Dimension of w.
+    n_components
+        Number of components K.
+    n_latent
+        Dimension D of the space of the mixture.
+    n_hidden
+        Width of the hidden layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scdeepclust.nn import StyleOffsets
+    >>> means, log_var = StyleOffsets(2, n_components=3, n_latent=5)(torch.randn(7, 2))
+    >>> means.shape, log_var.shape
+    (torch.Size([7, 3, 5]), torch.Size([7, 3, 5]))
+    """
+
+    def __init__(self, n_w: int, n_components: int, n_latent: int, n_hidden: int = 64) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.hidden = nn.Sequential(nn.Linear(n_w, n_hidden), nn.GELU(), nn.LayerNorm(n_hidden))
+        self.offsets = nn.Parameter(torch.zeros(n_components, 2 * n_latent, n_hidden))
+
+    def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets of means and log-variances, each (..., K, D), for w of shape (..., n_w)."""
+        n_components, n_out, n_hidden = self.offsets.shape
+        flat = self.hidden(w) @ self.offsets.view(-1, n_hidden).T  # (..., K * 2D)
+        means, log_var = flat.unflatten(-1, (n_components, n_out)).chunk(2, dim=-1)
+        return means, log_var
+
+    @torch.no_grad()
+    def select(self, order: Tensor) -> None:
+        """Renumber the components as :meth:`GaussianMixture.select` does."""
+        self.offsets = nn.Parameter(self.offsets[order])
 
 
 def _mean_by_label(rows: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:

@@ -1,0 +1,399 @@
+"""GMVAE: a variational autoencoder of counts whose prior is a Gaussian mixture; its components are the clusters.
+
+Dilokthanakul et al., "Deep unsupervised clustering with Gaussian mixture variational autoencoders",
+arXiv:1611.02648 (2016), with the batch-conditioned count decoder of single-cell models. For a cell with counts y in
+batch b,
+
+    k ~ Categorical(pi),   w ~ N(0, I),   z ~ N(mu_k(w), sigma_k(w)^2),   y ~ NB(library * softmax(decoder(z, b)))
+
+with q(z | y) and q(w | y) from one encoder, and the component of a cell from Bayes' rule, p(k | z, w). Without w
+(``n_w=0``) the prior is a plain mixture of Gaussians.
+
+What differs from the published method and its single-cell version, and why:
+
+* The prior term is exact. Given the component posterior r = p(k | z, w),
+
+      sum_k r_k (log q(z) - log p(z | k, w)) + KL(r || pi) = log q(z) - log sum_k pi_k p(z | k, w).
+
+  The published estimator replaces log q(z) - log p(z | k, w) by its mean over z while r is still taken at one draw of
+  z. The two depend on the same z, so the result is larger than the true term and kills components
+  (``prior_estimator="analytic_kl"`` reproduces it).
+* A component depends on w only through an offset that starts at zero, so that w cannot take over the clusters.
+* First an ordinary autoencoder is trained, with noise on its input; then components are placed on clusters of the
+  denoised expression; then everything is trained together. From a random start all components tend to merge.
+* The library size is observed instead of learnt by z: from raw counts, z mostly encodes sequencing depth.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi.model.base import VAEMixin
+from scvi.module.base import LossOutput, auto_move_data
+from torch import Tensor, nn
+
+from scdeepclust.nn import (
+    Counts,
+    Covariates,
+    Dispersion,
+    GaussianMixture,
+    GeneLikelihood,
+    StyleOffsets,
+    clamp_component_log_var,
+    diag_gaussian_log_prob,
+)
+from scdeepclust.train import Initialiser, Phase, epochs_for_steps
+
+from ._base_model import ClusteringModel
+from ._base_module import ClusteringModule
+from ._checks import check_choice, check_init
+
+PriorEstimator = Literal["exact", "analytic_kl"]
+
+# Bounds of the posterior log-variance: exp() can neither overflow nor make a density infinite.
+LOG_VAR_MIN, LOG_VAR_MAX = -8.0, 4.0
+
+# Draws of the latent variables over which the assignment of a cell is averaged at prediction.
+N_DRAWS = 10
+
+
+class GMVAEModule(ClusteringModule):
+    """The equations of GMVAE.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_clusters
+        Number of components K; 0 if it is set later by :meth:`start_clusters`.
+    n_w
+        Dimensions of w; 0 for a plain mixture prior.
+    prior_estimator
+        ``"exact"``, or ``"analytic_kl"`` as published.
+    shared_variance
+        One variance for all components instead of one each.
+    learn_weights
+        Learn the weights of the components instead of keeping them uniform.
+    n_samples
+        Monte-Carlo samples of z and w in training.
+    free_bits
+        The divergence of the component posterior from the weights costs nothing below this many nats.
+    **kwargs
+        As in :class:`ClusteringModule`.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        *,
+        n_clusters: int,
+        n_w: int = 0,
+        prior_estimator: PriorEstimator = "exact",
+        shared_variance: bool = True,
+        learn_weights: bool = True,
+        n_samples: int = 1,
+        free_bits: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(n_input, **kwargs)
+        self.n_w = n_w
+        self.prior_estimator = prior_estimator
+        self.shared_variance = shared_variance
+        self.learn_weights = learn_weights
+        self.n_samples = n_samples
+        self.free_bits = free_bits
+        self.z_head = nn.Linear(self.n_hidden, 2 * self.n_latent)
+        if n_w:
+            self.w_head = nn.Linear(self.n_hidden, 2 * n_w)
+        self._set_components(n_clusters)
+        # the same draws for every cell: the assignment of a cell does not depend on chance or on its minibatch
+        draws = torch.randn(N_DRAWS // 2, self.n_latent + n_w, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("draws", torch.cat([draws, -draws]), persistent=False)
+
+    def _set_components(self, n_clusters: int) -> None:
+        self.n_clusters = n_clusters
+        self.mixture = GaussianMixture(
+            n_clusters, self.n_latent, shared_variance=self.shared_variance, learn_weights=self.learn_weights
+        )
+        self.style = StyleOffsets(self.n_w, n_clusters, self.n_latent) if self.n_w else None
+
+    # -- q(z | y), q(w | y), p(k | z, w) ------------------------------------------------------------------------------
+
+    def inference(
+        self, counts: Counts, covariates: Covariates, size_factor: Tensor | None = None, n_samples: int | None = None
+    ) -> dict:
+        """Posterior of z and w, with draws (B, D), or (M, B, D) for M > 1 samples."""
+        log_library = self.log_library(counts, size_factor)
+        u = self.network_input(counts, log_library)  # (B, G)
+        h = self.encode(self.with_noise(u), covariates)  # (B, H)
+        n_samples = n_samples or (self.n_samples if self.training else 1)
+        outputs = {"counts": counts, "log_library": log_library}
+        for name in ("z", "w") if self.n_w else ("z",):
+            mean, log_var = getattr(self, f"{name}_head")(h).chunk(2, dim=-1)
+            log_var = log_var.clamp(LOG_VAR_MIN, LOG_VAR_MAX)
+            shape = (n_samples, *mean.shape) if n_samples > 1 else mean.shape
+            noise = torch.randn(shape, device=mean.device)
+            outputs |= {f"{name}_mean": mean, f"{name}_log_var": log_var, name: mean + (log_var / 2).exp() * noise}
+        return outputs
+
+    def components(self, w: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Means and log-variances of the components: (K, D), or (..., K, D) for w of shape (..., n_w)."""
+        means, log_var = self.mixture.means, self.mixture.log_var
+        if self.style is not None:
+            mean_offset, log_var_offset = self.style(w)
+            means, log_var = means + mean_offset, log_var + log_var_offset
+        return means, clamp_component_log_var(log_var)
+
+    def log_assignments(self, inference_outputs: dict, covariates: Covariates) -> Tensor:
+        """Log of p(k | y), (B, K): p(k | z, w) averaged over the posterior of z and w."""
+        log_r = []
+        for draw in self.draws:
+            values = []
+            for name, noise in zip(("z", "w"), draw.split([self.n_latent, self.n_w]), strict=True):
+                mean, log_var = inference_outputs.get(f"{name}_mean"), inference_outputs.get(f"{name}_log_var")
+                values.append(None if mean is None else mean + (log_var / 2).exp() * noise)
+            z, w = values
+            log_joint = diag_gaussian_log_prob(z, *self.components(w)) + self.mixture.log_weights
+            log_r.append(torch.log_softmax(log_joint, dim=-1))
+        return torch.logsumexp(torch.stack(log_r), dim=0) - math.log(len(log_r))
+
+    # -- evidence lower bound -----------------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict,
+        generative_outputs: dict,
+        phase: str = "mixture",
+        kl_weight: float = 1.0,
+    ) -> LossOutput:
+        """Negative evidence lower bound per cell; in phase ``"vae"`` with the prior N(0, I) in place of the mixture."""
+        counts, log_library = inference_outputs["counts"], inference_outputs["log_library"]
+        reconstruction = -self.log_likelihood(counts, generative_outputs["heads"], log_library)  # (B,) or (M, B)
+        reconstruction = reconstruction.view(-1, counts.n_cells).mean(dim=0)
+        if phase == "vae":
+            kl = {"kl_latent": _standard_normal_kl(inference_outputs["z_mean"], inference_outputs["z_log_var"])}
+            entropies = {}
+        else:
+            kl, entropies = self.prior_terms(inference_outputs)
+        loss = reconstruction + kl_weight * sum(kl.values())
+        pieces = {name: value.mean() for name, value in kl.items()} if len(kl) > 1 else {}
+        return LossOutput(
+            loss=loss.mean(), reconstruction_loss=reconstruction, kl_local=kl, extra_metrics=pieces | entropies
+        )
+
+    def prior_terms(self, q: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Divergences from the prior, each (B,), and two entropies of the component posterior, scalars.
+
+        ``kl_component`` is KL(r || pi), ``kl_latent`` the mean over r of log q(z) - log p(z | k, w), ``kl_w`` that of
+        w. The entropies are those of the mean cell and of the mean posterior of the minibatch: good clusters have a
+        small first and a large second.
+        """
+        means, log_var = self.components(q.get("w"))
+        log_p = diag_gaussian_log_prob(q["z"], means, log_var)  # (..., B, K)
+        log_weights = self.mixture.log_weights
+        log_r = torch.log_softmax(log_p + log_weights, dim=-1)
+        r = log_r.exp()
+        negative_entropy = -0.5 * (q["z_log_var"] + math.log(2 * math.pi) + 1).sum(dim=-1)  # (B,)
+        if self.prior_estimator == "analytic_kl":
+            log_p = _mean_log_prob(q["z_mean"].expand_as(q["z"]), q["z_log_var"].exp(), means, log_var)
+        kl_component = (r * (log_r - log_weights)).sum(dim=-1).clamp_min(self.free_bits)  # (..., B)
+        kl_latent = negative_entropy - (r * log_p).sum(dim=-1)
+        n_cells = len(negative_entropy)
+        terms = {"kl_latent": kl_latent, "kl_component": kl_component}
+        terms = {name: value.view(-1, n_cells).mean(dim=0) for name, value in terms.items()}
+        if self.n_w:
+            terms["kl_w"] = _standard_normal_kl(q["w_mean"], q["w_log_var"])
+        mean_r = r.detach().flatten(end_dim=-2).mean(dim=0)
+        cell_entropy = -(r * log_r).detach().sum(dim=-1).mean()
+        return terms, {"cell_entropy": cell_entropy, "total_entropy": torch.special.entr(mean_r).sum()}
+
+    @torch.inference_mode()
+    @auto_move_data
+    def marginal_ll(self, tensors: dict[str, Tensor], n_mc_samples: int, return_mean: bool = False) -> Tensor | float:
+        """Importance-sampled log p(y) of each cell, (B,), or its mean."""
+        inputs = self._get_inference_input(tensors)
+        log_weights = []
+        for _ in range(n_mc_samples):
+            q = self.inference(**inputs)
+            heads = self.generative(**self._get_generative_input(tensors, q))["heads"]
+            log_weight = self.log_likelihood(q["counts"], heads, q["log_library"])
+            log_joint = diag_gaussian_log_prob(q["z"], *self.components(q.get("w"))) + self.mixture.log_weights
+            log_weight = log_weight + torch.logsumexp(log_joint, dim=-1)
+            for name in ("z", "w") if self.n_w else ("z",):
+                sd = (q[f"{name}_log_var"] / 2).exp()
+                log_weight -= torch.distributions.Normal(q[f"{name}_mean"], sd).log_prob(q[name]).sum(dim=-1)
+            if self.n_w:
+                log_weight += torch.distributions.Normal(0.0, 1.0).log_prob(q["w"]).sum(dim=-1)
+            log_weights.append(log_weight)
+        values = torch.logsumexp(torch.stack(log_weights), dim=0) - math.log(n_mc_samples)
+        return values.mean().item() if return_mean else values.cpu()
+
+    # -- clusters -----------------------------------------------------------------------------------------------------
+
+    def start_clusters(self, z_mean: Tensor, z_var: Tensor, labels: Tensor) -> None:
+        """Place one component on each label: posterior means and variances are (n, D), labels (n,)."""
+        self._set_components(int(labels.max()) + 1)
+        self.to(z_mean.device)
+        self.mixture.initialise(z_mean, z_var, labels)
+
+    def reorder_clusters(self, order: Tensor) -> None:
+        """Renumber the clusters: new cluster j is old cluster ``order[j]``; those not in ``order`` are dropped."""
+        self.n_clusters = len(order)
+        self.mixture.select(order)
+        if self.style is not None:
+            self.style.select(order)
+
+
+def _standard_normal_kl(mean: Tensor, log_var: Tensor) -> Tensor:
+    """KL of N(mean, exp(log_var)) from N(0, I), (B,)."""
+    return 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(dim=-1)
+
+
+def _mean_log_prob(z_mean: Tensor, z_var: Tensor, means: Tensor, log_var: Tensor) -> Tensor:
+    """Mean of log p(z | k) over a Gaussian z: its value at the mean of z, less what the spread of z costs; (..., K)."""
+    precision = torch.exp(-log_var)
+    spread = z_var @ precision.T if precision.dim() == 2 else (z_var.unsqueeze(-2) * precision).sum(dim=-1)
+    return diag_gaussian_log_prob(z_mean, means, log_var) - 0.5 * spread
+
+
+class GMVAE(ClusteringModel, VAEMixin):
+    """Gaussian-mixture variational autoencoder of counts; its components are the clusters :cite:p:`Dilokthanakul16`.
+
+    Parameters
+    ----------
+    adata
+        Data registered by :meth:`setup_anndata`.
+    n_clusters
+        Number of clusters. None finds it: many small clusters are merged, and components that end empty are dropped.
+    init
+        Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
+        ``"leiden"``, or one label per cell.
+    gene_likelihood
+        ``"nb"``, ``"zinb"``, ``"poisson"``, or ``"normal"`` on log-normalised data.
+    dispersion
+        One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"``.
+    n_latent, n_hidden, n_layers, dropout_rate
+        Sizes of the networks.
+    n_w
+        Dimensions of a continuous variable that moves the components; 0 for a plain mixture of Gaussians.
+    prior_estimator
+        ``"exact"``, or ``"analytic_kl"`` as published, which tends to empty components.
+    shared_variance
+        One variance for all components instead of one each.
+    learn_weights
+        Learn the weights of the components, which start at the sizes of the start clusters, instead of keeping them
+        equal.
+    n_samples
+        Monte-Carlo samples of the latent variables in training. Time grows in proportion.
+    free_bits
+        Nats below which the divergence of a cell's component posterior from the weights costs nothing. Values up to
+        log(n_clusters) allow sharper and sharper assignments at no cost.
+    input_noise
+        Standard deviation of the noise added to the standardised input in training.
+    encode_covariates
+        Whether batch and covariates enter the encoder too, besides the decoder.
+    n_init
+        Restarts of k-means.
+
+    Examples
+    --------
+    >>> import scdeepclust as sdc
+    >>> adata = sdc.datasets.pbmc68k_reduced()
+    >>> sdc.model.GMVAE.setup_anndata(adata)
+    >>> model = sdc.model.GMVAE(adata, n_clusters=8)
+    >>> model.train(pretrain_epochs=2, max_epochs=1, enable_progress_bar=False)
+    >>> model.predict(soft=True).shape
+    (700, 8)
+    >>> model.write_back(adata)
+    >>> adata.obsm["X_gmvae"].shape
+    (700, 16)
+    """
+
+    _module_cls = GMVAEModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        n_clusters: int | None = None,
+        *,
+        init: Initialiser | Sequence = "merge",
+        gene_likelihood: GeneLikelihood = "nb",
+        dispersion: Dispersion = "gene",
+        n_latent: int = 16,
+        n_hidden: int = 128,
+        n_layers: int = 2,
+        dropout_rate: float = 0.2,
+        n_w: int = 0,
+        prior_estimator: PriorEstimator = "exact",
+        shared_variance: bool = True,
+        learn_weights: bool = True,
+        n_samples: int = 1,
+        free_bits: float = 0.0,
+        input_noise: float = 2.0,
+        encode_covariates: bool = False,
+        n_init: int = 10,
+        registry: dict | None = None,
+    ):
+        check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb", "poisson", "normal"))
+        check_choice("dispersion", dispersion, ("gene", "gene-batch", "gene-cell"))
+        check_choice("prior_estimator", prior_estimator, ("exact", "analytic_kl"))
+        module_kwargs = {
+            "gene_likelihood": gene_likelihood,
+            "dispersion": dispersion,
+            "n_latent": n_latent,
+            "n_hidden": n_hidden,
+            "n_layers": n_layers,
+            "dropout_rate": dropout_rate,
+            "n_w": n_w,
+            "prior_estimator": prior_estimator,
+            "shared_variance": shared_variance,
+            "learn_weights": learn_weights,
+            "n_samples": n_samples,
+            "free_bits": free_bits,
+            "input_noise": input_noise,
+            "encode_covariates": encode_covariates,
+        }
+        super().__init__(adata, n_clusters, module_kwargs, registry)
+        check_init(init, self.summary_stats.n_cells, n_clusters)
+        self._init = init
+        self._n_init = n_init
+        self._finds_n_clusters = n_clusters is None
+        self.initial_labels_: np.ndarray | None = None
+        self.init_params_ = self._get_init_params(locals())
+
+    # -- fit ----------------------------------------------------------------------------------------------------------
+
+    def _phases(self, pretrain_epochs, max_epochs, n_train, batch_size) -> list[Phase]:
+        if self._keeps_reference_clusters:
+            # the columns of new batches learn below the mixture of the reference, which stays what it is
+            epochs = epochs_for_steps(400, n_train, batch_size, 100) if max_epochs is None else max_epochs
+            return [Phase("query", epochs)]
+        has_clusters = bool(self.module.mixture.initialised)
+        if pretrain_epochs is None:
+            # a model that has clusters goes on from them
+            pretrain_epochs = 0 if has_clusters else epochs_for_steps(1500, n_train, batch_size, 200)
+        if max_epochs is None:
+            max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
+        starts = None if has_clusters and not pretrain_epochs else self._start_clusters
+        return [
+            Phase("vae", pretrain_epochs, plan_kwargs={"kl_warmup": 0.2}),
+            Phase("mixture", max_epochs, begin=starts, plan_kwargs={"lr": 5e-4}),
+        ]
+
+    def _start_clusters(self, train_indices: np.ndarray) -> None:
+        cells = np.sort(train_indices)
+        labels = self._start_labels(cells, self._init, self.n_clusters or None, self._n_init)
+        moments = [(q["z_mean"], q["z_log_var"].exp()) for q in map(self._encode, self._minibatches(indices=cells))]
+        z_mean, z_var = map(torch.cat, zip(*moments, strict=True))
+        self.module.start_clusters(z_mean, z_var, torch.as_tensor(labels, device=self.device))
+        # loading rebuilds the module from these arguments
+        self.init_params_["non_kwargs"]["n_clusters"] = self.n_clusters
+        self.initial_labels_ = labels.astype(str)
