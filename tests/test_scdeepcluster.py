@@ -161,7 +161,7 @@ def test_centres_are_in_the_order_of_the_labels(adata):
 
 
 def test_empty_clusters_are_reported(adata):
-    model = fitted(adata, pretrain_epochs=5, max_epochs=0)
+    model = fitted(adata, pretrain_epochs=40, max_epochs=0)
     with torch.no_grad():
         model.module.centers[3] = 1e4
     with pytest.warns(UserWarning, match="1 of 4 clusters have no cells"):

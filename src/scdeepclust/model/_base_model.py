@@ -32,8 +32,8 @@ from scdeepclust.train import (
     to_device,
 )
 
-from ._checks import check_anndata, check_n_clusters, check_obs_keys, count_matrix, gene_statistics, match_genes
 from ._base_module import TARGET_TOTAL
+from ._checks import check_anndata, check_n_clusters, check_obs_keys, gene_statistics, match_genes
 
 logger = logging.getLogger(__name__)
 
@@ -172,8 +172,7 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
         """Statistics of the training data; a model that has them (loaded, or a mapped query) keeps them."""
         if self.module.knows_data:
             return
-        counts = count_matrix(self.adata, self.registry_["setup_args"]["layer"])
-        mean, sd, median_total = gene_statistics(counts, TARGET_TOTAL)
+        mean, sd, median_total = gene_statistics(self.adata, self.registry_["setup_args"]["layer"], TARGET_TOTAL)
         batch = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)
         frequencies = np.bincount(np.asarray(batch).ravel(), minlength=self.summary_stats.n_batch) / len(batch)
         self.module.set_data_statistics(mean, sd, median_total, frequencies)
@@ -379,7 +378,7 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
             "model": type(self).__name__,
             "setup": setup,
             "params": {name: _storable(value) for name, value in init.items() if value is not None},
-            "phases": {name: epochs for name, epochs in self.phases_},
+            "phases": dict(self.phases_),
             "n_clusters": self.n_clusters,
             "n_active": self.n_active_,
             "seed": -1 if settings.seed is None else settings.seed,

@@ -20,15 +20,16 @@ def count_matrix(adata: AnnData, layer: str | None):
     """The registered counts: ``X`` or a layer."""
     if layer is None:
         return adata.X
-    if layer not in adata.layers:
-        found = [name for name in adata.layers if name is not None]
+    found = [name for name in adata.layers.keys() if name is not None]  # a collection of files only has keys
+    if layer not in found:
         raise ValueError(f"`layer`: there is no layer {layer!r} in `adata.layers`; found {found}.")
     return adata.layers[layer]
 
 
-def row_blocks(x) -> Iterator[csr_matrix]:
-    """Blocks of rows of a dense, sparse or file-backed matrix, each as CSR."""
-    for start in range(0, x.shape[0], BLOCK):
+def row_blocks(adata: AnnData, layer: str | None) -> Iterator[csr_matrix]:
+    """Blocks of cells of dense, sparse or file-backed counts, each as CSR."""
+    x = count_matrix(adata, layer)
+    for start in range(0, adata.n_obs, BLOCK):
         yield csr_matrix(x[start : start + BLOCK])
 
 
@@ -53,12 +54,11 @@ def check_anndata(adata: AnnData, layer: str | None) -> None:
             f"`adata.var_names` has {len(duplicated)} duplicated gene names, such as {duplicated[0]!r}. "
             "Run `adata.var_names_make_unique()`."
         )
-    x = count_matrix(adata, layer)
-    if x is None:
+    if count_matrix(adata, layer) is None:
         raise ValueError("`adata.X` is empty. Give the layer that holds the counts: `layer=...`.")
     where = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
     n_empty = 0
-    for block in row_blocks(x):
+    for block in row_blocks(adata, layer):
         check_counts(block.data, where)
         n_entries = block.nnz
         block.sum_duplicates()  # of a copy: a block is read row by row
@@ -158,20 +158,20 @@ def match_genes(adata: AnnData, gene_names: np.ndarray) -> AnnData:
     return adata[:, gene_names].copy()
 
 
-def gene_statistics(x, target_total: float) -> tuple[np.ndarray, np.ndarray, float]:
+def gene_statistics(adata: AnnData, layer: str | None, target_total: float) -> tuple[np.ndarray, np.ndarray, float]:
     """Mean and sd of log1p of counts scaled to ``target_total`` for each gene, and the median total count of a cell.
 
     Streams over blocks of cells; memory does not depend on their number (but for one total a cell).
     """
-    totals = np.concatenate([np.asarray(block.sum(axis=1)).ravel() for block in row_blocks(x)])
+    totals = np.concatenate([np.asarray(block.sum(axis=1)).ravel() for block in row_blocks(adata, layer)])
     median_total = float(np.median(totals))
-    sums, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    sums, squares = np.zeros(adata.n_vars), np.zeros(adata.n_vars)
     start = 0
-    for block in row_blocks(x):
+    for block in row_blocks(adata, layer):
         scale = target_total / totals[start : start + block.shape[0]]
         values = np.log1p(block.data * np.repeat(scale, np.diff(block.indptr)))
-        sums += np.bincount(block.indices, weights=values, minlength=x.shape[1])
-        squares += np.bincount(block.indices, weights=values**2, minlength=x.shape[1])
+        sums += np.bincount(block.indices, weights=values, minlength=adata.n_vars)
+        squares += np.bincount(block.indices, weights=values**2, minlength=adata.n_vars)
         start += block.shape[0]
     mean = sums / len(totals)
     sd = np.sqrt(np.maximum(squares / len(totals) - mean**2, 0))

@@ -1,23 +1,38 @@
 """From a registered AnnData object to minibatches.
 
 Differences from the loaders of scvi-tools: sparse counts stay sparse (their non-zero entries are what the likelihood
-needs), and every minibatch says which cells it holds, because the targets of a clustering phase belong to cells.
+needs), every minibatch says which cells it holds (the targets of a clustering phase belong to cells), and data that
+lie in a file are read in blocks of rows instead of row by row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import ceil
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import csr_matrix, issparse
+from scipy.sparse import csr_matrix, issparse, vstack
+from scvi import settings
 from scvi.data import AnnDataManager, AnnTorchDataset
 from scvi.dataloaders import DataSplitter
 from torch.utils.data import Subset
 
 from scdeepclust._keys import CELL_INDEX
 from scdeepclust.nn import Counts
+
+Block = dict[str, np.ndarray | csr_matrix]
+Minibatch = dict[str, torch.Tensor | Counts]
+
+# Rows read at once from a file, and how many such blocks are mixed: 8192 cells are in memory at a time.
+BLOCK_ROWS = 256
+BUFFER_BLOCKS = 32
+
+
+def to_device(minibatch: Minibatch, device: torch.device) -> Minibatch:
+    """Move a minibatch to a device."""
+    return {name: value.to(device) for name, value in minibatch.items()}
 
 
 def _counts(x: csr_matrix) -> Counts:
@@ -35,16 +50,24 @@ class CountsDataset(AnnTorchDataset):
         rows = np.arange(len(self))[indexes] if isinstance(indexes, slice) else np.atleast_1d(indexes)
         if self.adata_manager.adata.isbacked:
             rows = np.sort(rows)  # HDF5 reads increasing row numbers only
-        minibatch = {key: self._load(self.data[key], rows, dtype) for key, dtype in self.keys_and_dtypes.items()}
-        minibatch[CELL_INDEX] = rows.astype(np.int64)
-        return minibatch
+        return self.convert(self.read(rows))
 
-    def _load(self, data, rows: np.ndarray, dtype: type) -> np.ndarray | Counts:
-        block = data.iloc[rows].to_numpy() if isinstance(data, pd.DataFrame) else data[rows]
-        block = block.astype(dtype, copy=False)
-        if not issparse(block):
-            return block
-        return _counts(block.tocsr()) if self.load_sparse_tensor else block.toarray()
+    def read(self, rows: np.ndarray) -> Block:
+        """Registered data of some rows, sparse counts as CSR."""
+        contiguous = len(rows) > 1 and (np.diff(rows) == 1).all()
+        index = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows  # a slice reads far faster from a file
+        block: Block = {CELL_INDEX: rows.astype(np.int64)}
+        for key, dtype in self.keys_and_dtypes.items():
+            data = self.data[key]
+            values = data.iloc[index].to_numpy() if isinstance(data, pd.DataFrame) else data[index]
+            values = values.astype(dtype, copy=contiguous)
+            block[key] = values.tocsr() if issparse(values) else values
+        return block
+
+    def convert(self, block: Block) -> dict[str, np.ndarray | Counts]:
+        """What a minibatch holds: sparse counts as non-zero entries, or dense for loaders of scvi-tools."""
+        sparse = _counts if self.load_sparse_tensor else csr_matrix.toarray
+        return {key: sparse(csr_matrix(value)) if issparse(value) else value for key, value in block.items()}
 
 
 class CountsManager(AnnDataManager):
@@ -56,11 +79,77 @@ class CountsManager(AnnDataManager):
         return dataset if indices is None else Subset(dataset, indices)
 
 
+class BlockShuffleLoader:
+    """Shuffled minibatches of data in a file, read in blocks of consecutive rows.
+
+    Random rows of an HDF5 file are read more slowly than a model trains on them. Here random *blocks* of rows are read
+    into a buffer, and minibatches are drawn from the shuffled buffer.
+
+    Parameters
+    ----------
+    manager
+        Manager of the registered data.
+    indices
+        Rows to read.
+    batch_size
+        Cells in a minibatch.
+    rank, world_size
+        Which share of the blocks this process reads, of how many.
+    """
+
+    def __init__(
+        self, manager: AnnDataManager, indices: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1
+    ):
+        self.dataset = CountsDataset(manager, load_sparse_tensor=True)
+        self.blocks = np.array_split(np.sort(indices), ceil(len(indices) / BLOCK_ROWS))  # sizes differ by at most 1
+        self.batch_size = batch_size
+        self.rank, self.world_size = rank, world_size
+        # an order of its own, so that it is the same in each process
+        self.generator = torch.Generator().manual_seed(settings.seed or 0)
+
+    def __len__(self) -> int:
+        """Minibatches per epoch, the same in each process."""
+        n_full, rest = divmod(ceil(len(self.blocks) / self.world_size), BUFFER_BLOCKS)
+        return n_full * self._n_minibatches(BUFFER_BLOCKS) + self._n_minibatches(rest)
+
+    def _n_minibatches(self, n_blocks: int) -> int:
+        """Minibatches from a buffer of so many blocks."""
+        return ceil(n_blocks * len(self.blocks[0]) / self.batch_size)
+
+    def _order(self) -> list[np.ndarray]:
+        order = torch.randperm(len(self.blocks), generator=self.generator).tolist()
+        order += order[: -len(order) % self.world_size]  # every process reads equally many
+        return [self.blocks[i] for i in order[self.rank :: self.world_size]]
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        blocks = self._order()
+        for start in range(0, len(blocks), BUFFER_BLOCKS):
+            parts = [self.dataset.read(rows) for rows in blocks[start : start + BUFFER_BLOCKS]]
+            buffer = {key: _stack([part[key] for part in parts]) for key in parts[0]}
+            shuffled = torch.randperm(len(buffer[CELL_INDEX]), generator=self.generator)
+            for rows in shuffled.tensor_split(self._n_minibatches(len(parts))):
+                block = self.dataset.convert({key: value[rows.numpy()] for key, value in buffer.items()})
+                yield {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in block.items()}
+
+
+def _stack(parts: list[np.ndarray | csr_matrix]) -> np.ndarray | csr_matrix:
+    return vstack(parts, format="csr") if issparse(parts[0]) else np.concatenate(parts)
+
+
 class CountsSplitter(DataSplitter):
     """Training, validation and test loaders whose sparse counts stay sparse up to the model."""
 
     def __init__(self, adata_manager: AnnDataManager, **kwargs):
         super().__init__(adata_manager, **(kwargs | {"load_sparse_tensor": True}))
+
+    def train_dataloader(self):
+        """Random minibatches; by blocks where the data lie in a file."""
+        if not self.adata_manager.adata.isbacked:
+            return super().train_dataloader()
+        batch_size = self.data_loader_kwargs["batch_size"]
+        return BlockShuffleLoader(
+            self.adata_manager, self.train_idx, batch_size, self.trainer.global_rank, self.trainer.world_size
+        )
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         """Leave the minibatch as it is (the parent class densifies it here)."""
@@ -69,8 +158,3 @@ class CountsSplitter(DataSplitter):
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         """Move the minibatch (Lightning walks through it recursively, which takes as long as a small layer)."""
         return to_device(batch, device)
-
-
-def to_device(minibatch: dict[str, torch.Tensor | Counts], device: torch.device) -> dict[str, torch.Tensor | Counts]:
-    """Move a minibatch to a device."""
-    return {name: value.to(device) for name, value in minibatch.items()}

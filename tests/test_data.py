@@ -1,0 +1,101 @@
+"""Loaders: what a minibatch holds, in memory and from a file."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pytest
+import scvi
+from sklearn.metrics import adjusted_rand_score
+
+import scdeepclust as sdc
+from scdeepclust._keys import CELL_INDEX
+from scdeepclust.model import SCDeepCluster
+from scdeepclust.train import BlockShuffleLoader, CountsDataset
+
+QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+
+
+@pytest.fixture
+def backed(adata, tmp_path):
+    """The simulated data and the same in a file."""
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    return adata, anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+
+
+def manager(adata):
+    SCDeepCluster.setup_anndata(adata, batch_key="batch")
+    return SCDeepCluster._get_most_recent_anndata_manager(adata)
+
+
+def test_a_minibatch_holds_the_rows_asked_for(adata):
+    dataset = CountsDataset(manager(adata), load_sparse_tensor=True)
+    for rows in ([5, 3, 17], [4, 5, 6], [9]):
+        minibatch = dataset[rows]
+        np.testing.assert_array_equal(minibatch["X"].to_dense().numpy(), adata.X[rows].toarray())
+        np.testing.assert_array_equal(minibatch[CELL_INDEX], rows)
+        np.testing.assert_array_equal(minibatch["batch"].ravel(), adata.obs["batch"].cat.codes.iloc[rows])
+
+
+def test_stored_zeros_are_no_counts(adata):
+    adata.X.data[adata.X.indptr[:50]] = 0
+    minibatch = CountsDataset(manager(adata), load_sparse_tensor=True)[:]
+    assert (minibatch["X"].value > 0).all()
+    assert adata.X.nnz > len(minibatch["X"].value)  # the data themselves are left alone
+
+
+@pytest.mark.parametrize("batch_size", [2, 7, 64, 1000])
+@pytest.mark.parametrize(("block_rows", "buffer_blocks"), [(16, 3), (256, 32)])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_blocks_cover_every_cell_once_an_epoch(backed, monkeypatch, batch_size, block_rows, buffer_blocks, world_size):
+    monkeypatch.setattr("scdeepclust.train._data.BLOCK_ROWS", block_rows)
+    monkeypatch.setattr("scdeepclust.train._data.BUFFER_BLOCKS", buffer_blocks)
+    adata, on_disk = backed
+    rows = np.arange(3, 396)
+    seen = []
+    for rank in range(world_size):
+        loader = BlockShuffleLoader(manager(on_disk), rows, batch_size, rank, world_size)
+        minibatches = list(loader)
+        assert len(minibatches) == len(loader)
+        for minibatch in minibatches:
+            cells = minibatch[CELL_INDEX].numpy()
+            assert len(cells) <= batch_size
+            np.testing.assert_array_equal(minibatch["X"].to_dense().numpy(), adata.X[cells].toarray())
+            np.testing.assert_array_equal(minibatch["batch"].numpy().ravel(), adata.obs["batch"].cat.codes.iloc[cells])
+            seen.extend(cells)
+    assert set(seen) == set(rows)
+    if world_size == 1:
+        assert len(seen) == len(rows)
+        assert seen != sorted(seen)
+
+
+def test_a_model_trains_on_a_file_as_in_memory(backed):
+    adata, on_disk = backed
+    scvi.settings.seed = 0
+    try:
+        results = []
+        for data in (adata, on_disk):
+            SCDeepCluster.setup_anndata(data, batch_key="batch")
+            model = SCDeepCluster(data, n_clusters=4)
+            model.train(pretrain_epochs=60, max_epochs=10, **QUIET)
+            results.append((model.predict(), model.history["pretrain_train_loss"].iloc[-1, 0]))
+    finally:
+        scvi.settings.seed = None
+    (in_memory, loss), (from_file, loss_from_file) = results
+    assert adjusted_rand_score(adata.obs["cell_type"], in_memory) > 0.9
+    assert adjusted_rand_score(adata.obs["cell_type"], from_file) > 0.9
+    assert loss_from_file == pytest.approx(loss, rel=0.01)
+
+
+def test_collections_of_files_train_too(adata, tmp_path):
+    """The route of scvi-tools for several files: an AnnCollection with its counts in a layer."""
+    from anndata.experimental import AnnCollection
+    from scvi.dataloaders import CollectionAdapter
+
+    adata.layers["counts"] = adata.X.copy()
+    parts = [adata[:200].copy(), adata[200:].copy()]
+    collection = CollectionAdapter(AnnCollection(parts, join_vars="inner", join_obs="inner", label="part"))
+    sdc.model.SCDeepCluster.setup_anndata(collection, layer="counts")
+    model = sdc.model.SCDeepCluster(collection, n_clusters=4)
+    model.train(pretrain_epochs=2, max_epochs=1, **QUIET)
+    assert len(model.predict()) == adata.n_obs
