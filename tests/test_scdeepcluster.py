@@ -173,10 +173,10 @@ def test_a_clustering_phase_that_destroys_the_reconstruction_is_reported(adata):
     model = fitted(adata, pretrain_epochs=20, max_epochs=5)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        model._warn_if_degenerate()
+        model._warn_if_degenerate(model._probabilities())
     model.history["reconstruction_loss_train"].iloc[-1] *= 1.2
     with pytest.warns(UserWarning, match="lost .*% of the reconstruction"):
-        model._warn_if_degenerate()
+        model._warn_if_degenerate(model._probabilities())
 
 
 def test_clustering_stops_when_labels_settle(adata):

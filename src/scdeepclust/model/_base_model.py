@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,16 +26,17 @@ from scdeepclust._keys import ResultKeys
 from scdeepclust.train import (
     CountsManager,
     Initialiser,
+    Minibatch,
     PhasedTrainingMixin,
     initial_labels,
     keep_threads,
     to_device,
 )
 
-from ._base_module import TARGET_TOTAL
+from ._base_module import TARGET_TOTAL, ClusteringModule
 from ._checks import check_anndata, check_n_clusters, check_obs_keys, gene_statistics, match_genes
 
-logger = logging.getLogger(__name__)
+Indices = Sequence[int] | np.ndarray | None
 
 # Cells per minibatch where nothing is learnt: large enough for fast matrix products, small enough for memory.
 INFERENCE_BATCH = 1024
@@ -73,8 +74,8 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
             n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
             **module_kwargs,
         )
-        self.gene_names_ = None if adata is None else adata.var_names.to_numpy().astype(str)
-        self.n_active_ = None
+        self.gene_names_ = np.array([]) if adata is None else adata.var_names.to_numpy().astype(str)
+        self.n_active_: int | None = None
         self._model_summary_string = f"{type(self).__name__} with n_clusters: {n_clusters}, " + ", ".join(
             f"{name}: {value}" for name, value in module_kwargs.items()
         )
@@ -178,8 +179,8 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
         self.module.set_data_statistics(mean, sd, median_total, frequencies)
 
     def _minibatches(
-        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
-    ) -> Iterator[dict[str, Tensor]]:
+        self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
+    ) -> Iterator[Minibatch]:
         """Minibatches on the device of the model, in the order of the cells."""
         adata = self._validate_anndata(adata)
         loader = self._make_data_loader(
@@ -189,7 +190,7 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
             yield to_device(tensors, self.device)
 
     @torch.inference_mode()
-    def _encode(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _encode(self, tensors: Minibatch) -> dict[str, Tensor]:
         """Outputs of ``module.inference`` for one minibatch, without noise."""
         self.module.eval()
         return self.module.inference(**self.module._get_inference_input(tensors))
@@ -235,9 +236,20 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
         probabilities = self._probabilities()
         sizes = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1])
         order = np.argsort(-sizes, kind="stable")
+        self.n_active_ = int((sizes > 0).sum())
         if not self._keeps_reference_clusters:
             self.module.reorder_clusters(torch.as_tensor(order, device=self.device))
-        self.n_active_ = int((sizes > 0).sum())
+            self._warn_if_degenerate(probabilities)
+
+    def _warn_if_degenerate(self, probabilities: np.ndarray) -> None:
+        """Say so when the clustering went wrong; a model adds the ways its own method is known for."""
+        n_empty = self.n_clusters - (self.n_active_ or 0)
+        if n_empty:
+            warnings.warn(
+                f"{n_empty} of {self.n_clusters} clusters have no cells. Ask for fewer "
+                "clusters, or look at `initial_labels_`.",
+                stacklevel=2,
+            )
 
     @property
     def _keeps_reference_clusters(self) -> bool:
@@ -245,7 +257,7 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
         return getattr(self, "is_query_", False)
 
     def _probabilities(
-        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
+        self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
     ) -> np.ndarray:
         """Assignment probabilities, (n, K) float32."""
         blocks = []
@@ -264,7 +276,7 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
     def predict(
         self,
         adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Indices = None,
         soft: bool = False,
         batch_size: int | None = None,
     ) -> np.ndarray | pd.DataFrame:
@@ -302,7 +314,7 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
         return pd.DataFrame(probabilities, index=names, columns=[str(k) for k in range(self.n_clusters)])
 
     def get_latent_representation(
-        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
+        self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
     ) -> np.ndarray:
         """Latent embedding of each cell (the posterior mean where there is a posterior).
 
@@ -383,7 +395,7 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
             "n_active": self.n_active_,
             "seed": -1 if settings.seed is None else settings.seed,
             "versions": package_versions(),
-            "final": {name: float(frame.iloc[-1, 0]) for name, frame in self.history_.items() if len(frame)},
+            "final": {name: float(frame.iloc[-1, 0]) for name, frame in (self.history_ or {}).items() if len(frame)},
         }
 
     # -- query mapping ------------------------------------------------------------------------------------------------
@@ -437,7 +449,7 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
                 )
 
 
-def _start_new_batches(query: torch.nn.Module, reference: torch.nn.Module) -> None:
+def _start_new_batches(query: ClusteringModule, reference: ClusteringModule) -> None:
     """Let new batches start as the mean of the known ones, instead of at random weights."""
     n_old, n_new = reference.n_batch, query.n_batch
     old_state = reference.state_dict()

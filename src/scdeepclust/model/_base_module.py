@@ -87,6 +87,8 @@ class ClusteringModule(BaseModuleClass):
         super().__init__()
         self.n_input = n_input
         self.n_batch = n_batch
+        self.n_categorical_cov = len(n_cats_per_cov)
+        self.n_continuous_cov = n_continuous_cov
         self.n_latent = n_latent
         self.n_hidden = n_hidden
         self.input_noise = input_noise
@@ -222,12 +224,13 @@ class ClusteringModule(BaseModuleClass):
 
     def distribution(self, heads: CountHeads, log_library: Tensor):
         """The likelihood as a distribution of scvi-tools, for sampling and for normalised expression."""
-        if self.gene_likelihood == "normal":
-            return ScviNormal(heads.scores, (heads.log_theta / 2).exp().expand_as(heads.scores), normal_mu=heads.scores)
         share = torch.softmax(heads.scores, dim=-1)
         mu = log_library.exp().unsqueeze(-1) * share
-        if self.gene_likelihood == "poisson":
+        if heads.log_theta is None:
             return Poisson(rate=mu, scale=share)
+        if self.gene_likelihood == "normal":
+            sd = (heads.log_theta / 2).exp().expand_as(heads.scores)
+            return ScviNormal(heads.scores, sd, normal_mu=heads.scores)
         theta = heads.log_theta.exp()
         if self.gene_likelihood == "nb":
             return NegativeBinomial(mu=mu, theta=theta, scale=share)

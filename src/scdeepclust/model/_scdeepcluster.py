@@ -286,16 +286,9 @@ class SCDeepCluster(ClusteringModel):
     def _end_training(self, train_indices: np.ndarray) -> None:
         self.module.targets = None
         super()._end_training(train_indices)
-        self._warn_if_degenerate()
 
-    def _warn_if_degenerate(self) -> None:
-        """Say so when the clustering went wrong in one of the ways this method is known for."""
-        if self.n_active_ < self.n_clusters and not self._keeps_reference_clusters:
-            warnings.warn(
-                f"{self.n_clusters - self.n_active_} of {self.n_clusters} clusters have no cells. Ask for fewer "
-                "clusters, or train with a smaller `cluster_weight`.",
-                stacklevel=2,
-            )
+    def _warn_if_degenerate(self, probabilities: np.ndarray) -> None:
+        super()._warn_if_degenerate(probabilities)
         before = self.history.get("pretrain_reconstruction_loss_train")
         after = self.history.get("reconstruction_loss_train")
         if before is None or after is None or not len(after):

@@ -1,7 +1,7 @@
 """How a model is fitted, whatever the model: phases, training plan, start labels, callbacks."""
 
 from ._callbacks import GracefulInterrupt, PhaseProgressBar, RefreshTargets
-from ._data import BlockShuffleLoader, CountsDataset, CountsManager, CountsSplitter, to_device
+from ._data import BlockShuffleLoader, CountsDataset, CountsManager, CountsSplitter, Minibatch, to_device
 from ._init import Initialiser, given_labels, initial_labels, keep_threads, leiden_labels, nearest
 from ._phases import Phase, PhasedTrainingMixin, epochs_for_steps, split_cells
 from ._plan import ClusteringPlan, NonFiniteLossError
@@ -14,6 +14,7 @@ __all__ = [
     "CountsSplitter",
     "GracefulInterrupt",
     "Initialiser",
+    "Minibatch",
     "NonFiniteLossError",
     "Phase",
     "PhaseProgressBar",

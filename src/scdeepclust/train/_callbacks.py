@@ -25,7 +25,7 @@ class PhaseProgressBar(ProgressBar):
     def __init__(self, phase: str):
         super().__init__()
         self.phase = phase
-        self._bar = None
+        self._bar: Any = None
         self._enabled = True
 
     def disable(self) -> None:
@@ -88,7 +88,7 @@ class GracefulInterrupt(Callback):
         if self._trainer is None:
             raise KeyboardInterrupt
         self._trainer.should_stop = True
-        self._trainer.lightning_module.interrupted = True
+        self._trainer.lightning_module.interrupted = True  # type: ignore[assignment]
 
     def on_fit_start(self, trainer, pl_module):
         """Remember what to stop."""

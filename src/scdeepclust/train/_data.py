@@ -39,8 +39,8 @@ def _counts(x: csr_matrix) -> Counts:
     """Non-zero entries of a block of cells."""
     x.eliminate_zeros()  # a stored zero is no count, and the block is a copy
     rows = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
-    entries = (rows, x.indices.astype(np.int64), x.data)
-    return Counts(*map(torch.from_numpy, entries), n_cells=x.shape[0], n_genes=x.shape[1])
+    row, col, value = map(torch.from_numpy, (rows, x.indices.astype(np.int64), x.data))
+    return Counts(row, col, value, n_cells=x.shape[0], n_genes=x.shape[1])
 
 
 class CountsDataset(AnnTorchDataset):

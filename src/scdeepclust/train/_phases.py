@@ -112,6 +112,8 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
 
     _data_splitter_cls = CountsSplitter
     _training_plan_cls = ClusteringPlan
+    history_: dict[str, pd.DataFrame] | None
+    trainer: Any
 
     def train(
         self,
