@@ -29,7 +29,7 @@ test: $(VENV)/.developer ## quick tests (minutes)
 test-slow: $(VENV)/.developer ## slow tests: two processes, real data
 	$(BIN)/python -m pytest -m slow
 
-test-newest: $(NEWEST)/.developer ## quick tests with the newest scvi-tools on Python >= 3.12 (several GB of downloads)
+test-newest: $(NEWEST)/.developer ## quick tests with the newest scvi-tools on Python >= 3.12 (downloads about 3 GB)
 	$(NEWEST)/bin/python -m pytest
 
 lint: $(VENV)/.developer ## ruff and mypy
