@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 # Results go to stdout, all that accompanies them to stderr. No highlighting: numbers in colours carry no meaning.
 results = Console(highlight=False)
-messages = Console(stderr=True, highlight=False)
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _PCS, _KMEANS_RESTARTS = 30, 100
 _SCORES = ("ARI", "NMI", "accuracy", "homogeneity", "completeness")
@@ -123,10 +123,12 @@ def cluster(
         _check_suffix("--plot", plot, ".png", ".pdf", ".svg")
         _prepare_libraries(seed)
         adata = _read(data)
-        if label_key is not None and label_key not in adata.obs:
-            raise ValueError(f"--label-key: obs has no column {label_key!r}; found {', '.join(adata.obs.columns)}")
+        key = model.lower()
+        if label_key is not None and (label_key not in adata.obs or adata.obs[label_key].isna().all()):
+            raise ValueError(f"--label-key: obs has no labels in {label_key!r}; found {', '.join(adata.obs.columns)}")
+        if key in adata.obs and not overwrite:
+            raise ValueError(f"{data} has a column {key!r} in obs already; use --overwrite to replace it in the output")
         fitted = _set_up(adata, model, layer, batch_key, n_clusters, n_top_genes)
-    key = model.lower()
     seconds = _train(fitted, adata, max_epochs, pretrain_epochs)
     sizes = adata.obs[key].value_counts()
     results.print(
@@ -182,15 +184,16 @@ def _set_up(
 
 def _variable_genes(adata: AnnData, layer: str | None, batch_key: str | None, n_top_genes: int) -> np.ndarray:
     import scanpy as sc
-    from anndata import AnnData
 
     from scdeepclust.model._checks import count_matrix
+    from scdeepclust.train import keep_threads
 
     counts = count_matrix(adata, layer)
-    logged = AnnData(counts.astype("float32"), obs=adata.obs[[batch_key] if batch_key else []])
-    sc.pp.normalize_total(logged, target_sum=1e4)
-    sc.pp.log1p(logged)
-    chosen = sc.pp.highly_variable_genes(logged, n_top_genes=n_top_genes, batch_key=batch_key, inplace=False)
+    with keep_threads():
+        logged = _log_normalized(counts)
+        if batch_key is not None:
+            logged.obs[batch_key] = adata.obs[batch_key].to_numpy()
+        chosen = sc.pp.highly_variable_genes(logged, n_top_genes=n_top_genes, batch_key=batch_key, inplace=False)
     genes = chosen["highly_variable"].to_numpy()
     if n_empty := int((counts[:, genes].sum(axis=1) == 0).sum()):
         raise ValueError(
@@ -198,6 +201,17 @@ def _variable_genes(adata: AnnData, layer: str | None, batch_key: str | None, n_
             "use more genes, or remove the cells with the fewest counts"
         )
     return genes
+
+
+def _log_normalized(counts) -> AnnData:
+    """log1p of counts per 10,000. Within `keep_threads`: compiled code of scanpy resets the threads that torch uses."""
+    import scanpy as sc
+    from anndata import AnnData
+
+    logged = AnnData(counts.astype("float32"))
+    sc.pp.normalize_total(logged, target_sum=1e4)
+    sc.pp.log1p(logged)
+    return logged
 
 
 # --- computing
@@ -239,14 +253,14 @@ def _pca_kmeans(adata: AnnData, n_clusters: int, seed: int) -> float:
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
+    from scdeepclust.train import keep_threads
+
     started = time.perf_counter()  # after the imports, as for the model
-    logged = adata.copy()
-    sc.pp.normalize_total(logged, target_sum=1e4)
-    sc.pp.log1p(logged)
-    sc.pp.pca(logged, n_comps=_PCS, random_state=seed)
-    # On so few cells threads only wait for each other; and left alone, scikit-learn changes torch's number of them.
-    with threadpool_limits(1):
-        kmeans = KMeans(n_clusters, n_init=_KMEANS_RESTARTS, random_state=seed).fit(logged.obsm["X_pca"])
+    with keep_threads():
+        logged = _log_normalized(adata.X)
+        sc.pp.pca(logged, n_comps=_PCS, random_state=seed)
+        with threadpool_limits(1):  # on so few cells more threads only wait for each other
+            kmeans = KMeans(n_clusters, n_init=_KMEANS_RESTARTS, random_state=seed).fit(logged.obsm["X_pca"])
     adata.obs["pca_kmeans"] = pd.Categorical(kmeans.labels_.astype(str))
     return time.perf_counter() - started
 
@@ -302,18 +316,20 @@ def _save(
     label_key: str | None,
     seed: int,
 ) -> None:
-    """Write the files that are asked for; either all of them appear, or none."""
+    """Write the files that are asked for; the picture last, when the results are safe."""
     with _temporary_names() as temporary:
-        if plot is not None:
-            _draw(adata, key, temporary(plot), label_key, seed)
         if labels_csv is not None:
             table = adata.obs[[key, ResultKeys(key).confidence]].set_axis(["cluster", "confidence"], axis=1)
             table.to_csv(temporary(labels_csv), index_label="cell", float_format="%.4f")
         adata.write_h5ad(temporary(h5ad), compression="gzip")
+    if plot is not None:
+        messages.print("Computing a UMAP ...")
+        with _temporary_names() as temporary:
+            _draw(adata, key, temporary(plot), label_key, seed)
 
 
 def _draw(adata: AnnData, key: str, path: Path, label_key: str | None, seed: int) -> None:
-    """UMAP of the latent space with clusters, confidence and known labels; kept as X_umap unless the data have one."""
+    """Draw a UMAP of the latent space with clusters, confidence and known labels."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -322,13 +338,11 @@ def _draw(adata: AnnData, key: str, path: Path, label_key: str | None, seed: int
 
     from scdeepclust import pl
 
-    messages.print("Computing a UMAP ...")
     embedding = ResultKeys(key).embedding
     drawn = AnnData(obs=adata.obs, obsm={embedding: adata.obsm[embedding]})
     # scanpy's default search breaks with some versions of scipy on more than 8,000 cells
     sc.pp.neighbors(drawn, use_rep=embedding, transformer="sklearn", random_state=seed)
     sc.tl.umap(drawn, random_state=seed)
-    adata.obsm.setdefault("X_umap", drawn.obsm["X_umap"])
     pl.overview(drawn, key, label_key=label_key).savefig(path, dpi=150)
 
 
@@ -358,5 +372,5 @@ def _one_line_errors(*kinds: type[Exception], exit_code: int = 2) -> Iterator[No
     try:
         yield
     except kinds as error:
-        messages.print(f"[red]Error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
+        messages.print(f"[red]Error:[/] {escape(' '.join(str(error).split()))}")
         raise typer.Exit(exit_code) from error
