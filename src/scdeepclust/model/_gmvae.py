@@ -20,7 +20,8 @@ What differs from the published method and its single-cell version, and why:
   (``prior_estimator="analytic_kl"`` reproduces it).
 * A component depends on w only through an offset that starts at zero, so that w cannot take over the clusters.
 * First an ordinary autoencoder is trained, with noise on its input; then components are placed on clusters of the
-  denoised expression; then everything is trained together. From a random start all components tend to merge.
+  denoised expression; then everything is trained together, without the noise. From a random start all components
+  tend to merge.
 * The library size is observed instead of learnt by z: from raw counts, z mostly encodes sequencing depth.
 """
 
@@ -39,6 +40,7 @@ from scipy.special import entr
 from scvi.model.base import VAEMixin
 from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from scdeepclust.nn import (
     Counts,
@@ -139,7 +141,9 @@ class GMVAEModule(ClusteringModule):
         """Posterior of z and w, with draws (B, D), or (M, B, D) for M > 1 samples."""
         log_library = self.log_library(counts, size_factor)
         u = self.network_input(counts, log_library)  # (B, G)
-        h = self.encode(self.with_noise(u), covariates)  # (B, H)
+        # noise ends where clusters begin: a rare type whose noisy cells look like a large one would be lost to it
+        u = u if self.mixture.initialised else self.with_noise(u)
+        h = self.encode(u, covariates)  # (B, H)
         n_samples = n_samples or (self.n_samples if self.training else 1)
         outputs = {"counts": counts, "log_library": log_library}
         for name in ("z", "w") if self.n_w else ("z",):
@@ -234,20 +238,17 @@ class GMVAEModule(ClusteringModule):
     def marginal_ll(self, tensors: dict[str, Tensor], n_mc_samples: int, return_mean: bool = False) -> Tensor | float:
         """Importance-sampled log p(y) of each cell, (B,), or its mean."""
         inputs = self._get_inference_input(tensors)
-        log_weights = []
-        for _ in range(n_mc_samples):
-            q = self.inference(**inputs)
+        ratios = []
+        for start in range(0, n_mc_samples, N_DRAWS):
+            q = self.inference(**inputs, n_samples=min(N_DRAWS, n_mc_samples - start))
             heads = self.generative(**self._get_generative_input(tensors, q))["heads"]
-            log_weight = self.log_likelihood(q["counts"], heads, q["log_library"])
+            log_p = self.log_likelihood(q["counts"], heads, q["log_library"])  # (M, B)
             log_joint = diag_gaussian_log_prob(q["z"], *self.components(q.get("w"))) + self.mixture.log_weights
-            log_weight = log_weight + torch.logsumexp(log_joint, dim=-1)
-            for name in ("z", "w") if self.n_w else ("z",):
-                sd = (q[f"{name}_log_var"] / 2).exp()
-                log_weight -= torch.distributions.Normal(q[f"{name}_mean"], sd).log_prob(q[name]).sum(dim=-1)
+            log_p = log_p + torch.logsumexp(log_joint, dim=-1) - _log_posterior(q, "z")
             if self.n_w:
-                log_weight += torch.distributions.Normal(0.0, 1.0).log_prob(q["w"]).sum(dim=-1)
-            log_weights.append(log_weight)
-        values = torch.logsumexp(torch.stack(log_weights), dim=0) - math.log(n_mc_samples)
+                log_p = log_p + Normal(0.0, 1.0).log_prob(q["w"]).sum(dim=-1) - _log_posterior(q, "w")
+            ratios.append(log_p.view(-1, q["counts"].n_cells))
+        values = torch.logsumexp(torch.cat(ratios), dim=0) - math.log(n_mc_samples)
         return values.mean().item() if return_mean else values.cpu()
 
     # -- clusters -----------------------------------------------------------------------------------------------------
@@ -264,6 +265,11 @@ class GMVAEModule(ClusteringModule):
         self.mixture.select(order)
         if self.style is not None:
             self.style.select(order)
+
+
+def _log_posterior(q: dict[str, Tensor], name: str) -> Tensor:
+    """Log-density of the draws of z or w under their posterior, (B,) or (M, B)."""
+    return Normal(q[f"{name}_mean"], (q[f"{name}_log_var"] / 2).exp()).log_prob(q[name]).sum(dim=-1)
 
 
 def _standard_normal_kl(mean: Tensor, log_var: Tensor) -> Tensor:
@@ -311,7 +317,7 @@ class GMVAE(ClusteringModel, VAEMixin):
         Nats below which the divergence of a cell's component posterior from the weights costs nothing. Values up to
         log(n_clusters) allow sharper and sharper assignments at no cost.
     input_noise
-        Standard deviation of the noise added to the standardised input in training.
+        Standard deviation of the noise added to the standardised input before the clusters start.
     encode_covariates
         Whether batch and covariates enter the encoder too, besides the decoder.
     n_init
@@ -398,9 +404,12 @@ class GMVAE(ClusteringModel, VAEMixin):
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
         starts = None if has_clusters and not pretrain_epochs else self._start_clusters
         return [
-            Phase("vae", pretrain_epochs, plan_kwargs={"kl_warmup": 0.2}),
+            Phase("vae", pretrain_epochs, begin=self._forget_clusters, plan_kwargs={"kl_warmup": 0.2}),
             Phase("mixture", max_epochs, begin=starts, plan_kwargs={"lr": 5e-4}),
         ]
+
+    def _forget_clusters(self, train_indices: np.ndarray) -> None:
+        self.module.mixture.initialised.fill_(False)
 
     def _start_clusters(self, train_indices: np.ndarray) -> None:
         cells = np.sort(train_indices)
