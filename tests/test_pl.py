@@ -217,3 +217,8 @@ def test_cluster_sizes_of_plain_strings(result):
     assert len(pl.cluster_sizes(result, "plain").patches) == 4
     with pytest.raises(ValueError, match=r"obs has no column 'nothing'"):
         pl.cluster_sizes(result, "nothing")
+
+
+def test_cluster_sizes_of_numbered_clusters(result):
+    result.obs["numbers"] = pd.Categorical(np.where(np.arange(result.n_obs) < 100, 7, 3), categories=[7, 3])
+    assert [patch.get_width() for patch in pl.cluster_sizes(result, "numbers").patches] == [100, 300]

@@ -39,7 +39,7 @@ def cluster_sizes(adata: AnnData, key: str, *, ax: Axes | None = None) -> Axes:
     3
     """
     labels = categories(adata, key)
-    sizes = labels.value_counts()[labels.categories]  # in the order of the categories, without missing labels
+    sizes = labels.value_counts().loc[labels.categories]  # in the order of the categories, without missing labels
     names = [str(name) for name in labels.categories]
     if ax is None:
         import matplotlib.pyplot as plt

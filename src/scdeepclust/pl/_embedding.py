@@ -98,7 +98,7 @@ def overview(adata: AnnData, key: str, *, label_key: str | None = None, basis: s
         obs_column(adata, column)
     xy = _coordinates(adata, basis)
 
-    figure, axes = plt.subplots(1, len(drawn) + 1, figsize=(4.7 * len(drawn) + 4.7, 4.4), layout="constrained")
+    figure, axes = plt.subplots(1, len(drawn) + 1, figsize=(4.7 * len(drawn) + 4.7, 4.4), layout="compressed")
     _draw_categories(adata, key, basis, axes[0])
     order = np.argsort(-certainty, kind="stable")  # doubtful cells on top: they are few
     points = axes[1].scatter(
@@ -119,7 +119,7 @@ def _draw_categories(adata: AnnData, key: str, basis: str, ax: Axes | None, opac
     if ax is None:
         import matplotlib.pyplot as plt
 
-        _, ax = plt.subplots(figsize=(5.5, 5), layout="constrained")
+        _, ax = plt.subplots(figsize=(5.5, 5), layout="compressed")
     names = [str(name) for name in labels.categories]
     colors = category_colors(adata, key, len(names))
     rgba = to_rgba_array([*colors, _UNLABELLED])[labels.codes]  # code -1: no label
