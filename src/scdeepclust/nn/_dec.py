@@ -23,7 +23,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from scdeepclust.nn._precision import full_precision
+from ._precision import full_precision
 
 # Rows of one block in `column_sums`: a block's distances stay in the cache for up to about a hundred clusters.
 _BLOCK_ROWS = 4096
@@ -150,7 +150,7 @@ def column_sums(z: Tensor | Iterable[Tensor], centers: Tensor, scale: float | Te
     >>> import torch
     >>> from scdeepclust.nn import column_sums
     >>> z = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
-    >>> column_sums(z, centers=z)
+    >>> column_sums(z, centers=z).round(decimals=4)
     tensor([1., 1.], dtype=torch.float64)
     """
     sums = torch.zeros(len(centers), dtype=torch.float64, device=centers.device)

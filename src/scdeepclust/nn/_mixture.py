@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from scdeepclust.nn._precision import full_precision
+from ._precision import full_precision
 
 _LOG_2PI = math.log(2 * math.pi)
 # Bounds of a component's log-variance: a component can neither collapse onto a cell nor flatten into nothing.
@@ -103,6 +103,9 @@ class GaussianMixture(nn.Module):
     >>> mixture.responsibilities(z).argmax(-1)
     tensor([0, 0, 1, 1])
     """
+
+    logits: Tensor
+    initialised: Tensor
 
     def __init__(
         self, n_components: int, n_latent: int, *, shared_variance: bool = True, learn_weights: bool = True

@@ -9,11 +9,6 @@ import torch
 from torch import Tensor
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a ``float32`` copy of one held in half precision or in integers."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
 def full_precision(function: Callable) -> Callable:
     """Decorate a function of tensors so that it computes in ``float32`` or ``float64`` only.
 
@@ -24,17 +19,18 @@ def full_precision(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
-        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-        args = [at_least_float32(a) if _is_half(a) else a for a in args]
-        kwargs = {name: at_least_float32(a) if _is_half(a) else a for name, a in kwargs.items()}
+        tensors = [argument for argument in (*args, *kwargs.values()) if isinstance(argument, Tensor)]
+        positional = [_widen(argument) for argument in args]
+        named = {name: _widen(argument) for name, argument in kwargs.items()}
         device_type = tensors[0].device.type if tensors else "cpu"
         if not torch.is_autocast_enabled(device_type):
-            return function(*args, **kwargs)
+            return function(*positional, **named)
         with torch.autocast(device_type, enabled=False):
-            return function(*args, **kwargs)
+            return function(*positional, **named)
 
     return wrapper
 
 
-def _is_half(argument: object) -> bool:
-    return isinstance(argument, Tensor) and argument.dtype in (torch.float16, torch.bfloat16)
+def _widen(argument: object) -> object:
+    half = isinstance(argument, Tensor) and argument.dtype in (torch.float16, torch.bfloat16)
+    return argument.float() if half else argument  # type: ignore[attr-defined]
