@@ -5,5 +5,6 @@ from __future__ import annotations
 from scdeepclust.pl._clusters import cluster_sizes
 from scdeepclust.pl._embedding import confidence, overview
 from scdeepclust.pl._history import history
+from scdeepclust.pl._n_clusters import n_clusters
 
-__all__ = ["cluster_sizes", "confidence", "history", "overview"]
+__all__ = ["cluster_sizes", "confidence", "history", "n_clusters", "overview"]

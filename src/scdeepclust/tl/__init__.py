@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scdeepclust.tl._n_clusters import estimate_n_clusters
 from scdeepclust.tl._score import score_clusters
 
-__all__ = ["score_clusters"]
+__all__ = ["estimate_n_clusters", "score_clusters"]
