@@ -49,9 +49,6 @@ def test_fclayers_put_covariates_last_in_the_order_given():
     x = torch.tensor([[1.0, 1.0]])
     y = layers(x, torch.tensor([[1]]), torch.tensor([[2]]), cont=torch.tensor([[1.0]]))
     assert y.item() == 1 + 2 + 10 + 200 + 3000
-    weights_of_batches = torch.tensor([[0.5, 0.0, 0.5]])
-    y = layers(x, torch.tensor([[0]]), weights_of_batches, cont=torch.tensor([[0.0]]))
-    assert y.item() == 1 + 2 + 100 + 2000
 
 
 def test_fclayers_freeze_all_but_the_last_columns_for_a_query():

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import scdeepclust as sdc
-from scdeepclust.train import NonFiniteLossError, epochs_for_steps, keep_threads, split_cells
+from scdeepclust.train import NonFiniteLossError, epochs_for_steps, one_thread, split_cells
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -148,6 +148,7 @@ class _Interrupt(Callback):
 
 @pytest.mark.parametrize("in_phase", ["pretrain", "cluster"])
 def test_an_interrupt_keeps_what_was_learnt(model, adata, in_phase, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
     if in_phase == "cluster":
         model.train(pretrain_epochs=2, max_epochs=50, callbacks=[_Interrupt()], **QUIET)
         assert model.phases_[0] == ("pretrain", 2)
@@ -158,7 +159,7 @@ def test_an_interrupt_keeps_what_was_learnt(model, adata, in_phase, monkeypatch)
         model.train(pretrain_epochs=50, max_epochs=50, **QUIET)
         assert model.phases_[0][1] <= 2
     assert len(set(model.predict())) > 1
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def _interrupt_first(phases):
@@ -205,9 +206,10 @@ def test_threads_of_torch_survive_scikit_learn(model):
         torch.set_num_threads(1)
         model.train(pretrain_epochs=1, max_epochs=1, **QUIET)
         assert torch.get_num_threads() == 1
-        with keep_threads():
-            torch.set_num_threads(2)
-        assert torch.get_num_threads() == 1
+        torch.set_num_threads(2)
+        with one_thread():
+            pass
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 

@@ -186,10 +186,10 @@ def _variable_genes(adata: AnnData, layer: str | None, batch_key: str | None, n_
     import scanpy as sc
 
     from scdeepclust.model._checks import count_matrix
-    from scdeepclust.train import keep_threads
+    from scdeepclust.train import one_thread
 
     counts = count_matrix(adata, layer)
-    with keep_threads():
+    with one_thread():
         logged = _log_normalized(counts)
         if batch_key is not None:
             logged.obs[batch_key] = adata.obs[batch_key].to_numpy()
@@ -204,7 +204,7 @@ def _variable_genes(adata: AnnData, layer: str | None, batch_key: str | None, n_
 
 
 def _log_normalized(counts) -> AnnData:
-    """log1p of counts per 10,000. Within `keep_threads`: compiled code of scanpy resets the threads that torch uses."""
+    """log1p of counts per 10,000. Within `one_thread`: compiled code of scanpy resets the threads that torch uses."""
     import scanpy as sc
     from anndata import AnnData
 
@@ -253,10 +253,10 @@ def _pca_kmeans(adata: AnnData, n_clusters: int, seed: int) -> float:
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    from scdeepclust.train import keep_threads
+    from scdeepclust.train import one_thread
 
     started = time.perf_counter()  # after the imports, as for the model
-    with keep_threads():
+    with one_thread():
         logged = _log_normalized(adata.X)
         sc.pp.pca(logged, n_comps=_PCS, random_state=seed)
         with threadpool_limits(1):  # on so few cells more threads only wait for each other

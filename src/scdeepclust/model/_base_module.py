@@ -10,7 +10,7 @@ from scvi import REGISTRY_KEYS
 from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from scvi.distributions import Normal as ScviNormal
 from scvi.module.base import BaseModuleClass
-from torch import Tensor
+from torch import Tensor, nn
 
 from scdeepclust.nn import (
     CountDecoder,
@@ -194,16 +194,18 @@ class ClusteringModule(BaseModuleClass):
         return {"heads": heads, "px": None if self.training else self.distribution(heads, log_library)}
 
     def denoised_expression(self, z: Tensor, covariates: Covariates) -> Tensor:
-        """Square root of the expected share of each gene, (B, G), with all cells put into the same average batch.
+        """Expected share of each gene, (B, G), averaged over the batches that a cell could be of."""
+        total = torch.zeros(len(z), self.n_input, device=z.device)
+        for batch, weight in enumerate(self.batch_frequencies.tolist()):
+            if weight > 0:
+                codes = torch.full_like(covariates.batch, batch)
+                total += weight * self._share(self.decoder(z, covariates._replace(batch=codes)).scores)
+        return total
 
-        Euclidean distances here are Hellinger distances between the profiles of cells.
-        """
-        if self.n_batch > 1:
-            covariates = covariates._replace(batch=self.batch_frequencies.expand(len(z), -1))
-        scores = self.decoder(z, covariates).scores
-        if self.gene_likelihood == "normal":
-            return scores  # log-normalised expression itself
-        return (torch.log_softmax(scores, dim=-1) / 2).exp()
+    def _share(self, scores: Tensor) -> Tensor:
+        if self.gene_likelihood == "normal":  # scores are log-normalised expression
+            return nn.functional.normalize(torch.expm1(scores.clamp_min(0)), p=1, dim=-1)
+        return torch.softmax(scores, dim=-1)
 
     def log_likelihood(self, counts: Counts, heads: CountHeads, log_library: Tensor) -> Tensor:
         """Log-likelihood of each cell, summed over genes, (B,)."""

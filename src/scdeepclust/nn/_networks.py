@@ -27,7 +27,7 @@ LOG_THETA_BOUND = 7.0
 class Covariates(NamedTuple):
     """Covariates of a minibatch, in the order in which they enter a network."""
 
-    batch: Tensor  # (B, 1) codes, or (B, n_batch) weights of batches
+    batch: Tensor  # (B, 1) codes
     categorical: tuple[Tensor, ...] = ()  # each (B, 1)
     continuous: Tensor | None = None  # (B, n_continuous)
 
@@ -172,9 +172,7 @@ class CountDecoder(nn.Module):
         if self.dispersion == "gene-cell":
             log_theta = self.theta_head(h)
         elif self.dispersion == "gene-batch" and covariates is not None and self.log_theta.shape[0] > 1:
-            batch = covariates.batch
-            # weights of batches where cells are decoded into an average batch, codes otherwise
-            log_theta = batch @ self.log_theta if batch.is_floating_point() else self.log_theta[batch.squeeze(-1)]
+            log_theta = self.log_theta[covariates.batch.squeeze(-1)]
         else:
             log_theta = self.log_theta[0]
         # a smooth bound: a hard clamp has no gradient outside, so a value that overshoots would never come back

@@ -2,7 +2,8 @@
 
 from ._callbacks import GracefulInterrupt, PhaseProgressBar, RefreshTargets
 from ._data import BlockShuffleLoader, CountsDataset, CountsManager, CountsSplitter, Minibatch, to_device
-from ._init import Initialiser, given_labels, initial_labels, keep_threads, leiden_labels, nearest
+from ._init import Initialiser, given_labels, initial_labels, leiden_labels, nearest, one_thread
+from ._n_clusters import count_table, guess_n_clusters
 from ._phases import Phase, PhasedTrainingMixin, epochs_for_steps, split_cells
 from ._plan import ClusteringPlan, NonFiniteLossError
 
@@ -20,10 +21,12 @@ __all__ = [
     "PhaseProgressBar",
     "PhasedTrainingMixin",
     "RefreshTargets",
+    "count_table",
     "epochs_for_steps",
     "given_labels",
+    "guess_n_clusters",
     "initial_labels",
-    "keep_threads",
+    "one_thread",
     "leiden_labels",
     "nearest",
     "split_cells",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from scvi.utils import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class PhaseProgressBar(ProgressBar):
@@ -25,8 +25,8 @@ class PhaseProgressBar(ProgressBar):
     def __init__(self, phase: str):
         super().__init__()
         self.phase = phase
-        self._bar: Any = None
         self._enabled = True
+        self._progress: Any = None
 
     def disable(self) -> None:
         """Show nothing (called on all processes but the first)."""
@@ -37,23 +37,34 @@ class PhaseProgressBar(ProgressBar):
         self._enabled = True
 
     def __getstate__(self):
-        return self.__dict__ | {"_bar": None}  # a tqdm bar does not pickle
+        return self.__dict__ | {"_progress": None}  # a bar on a screen does not pickle
 
     def on_train_start(self, trainer, pl_module):
         """Open the bar."""
-        self._bar = track(None, total=trainer.max_epochs, style="tqdm", disable=not self._enabled)
-        self._bar.set_description(self.phase)
+        if not self._enabled or trainer.max_epochs == 0:
+            return
+        self._progress = Progress(
+            TextColumn("{task.description:>10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs, loss {task.fields[loss]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        self._progress.start()
+        self._progress.add_task(self.phase, total=trainer.max_epochs, loss="...")
 
     def on_train_epoch_end(self, trainer, pl_module):
         """Advance by one epoch."""
-        if self._bar is not None:
-            self._bar.update()
-            self._bar.set_postfix({k: v for k, v in self.get_metrics(trainer, pl_module).items() if k != "v_num"})
+        if self._progress is not None:
+            loss = trainer.callback_metrics.get("loss")
+            shown = "..." if loss is None else f"{loss:.4g}"
+            self._progress.update(self._progress.task_ids[0], advance=1, loss=shown)
 
     def on_train_end(self, trainer, pl_module):
         """Close the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
 
     def on_exception(self, trainer, pl_module, exception):
         """Close the bar when training fails."""
@@ -115,8 +126,7 @@ class RefreshTargets(Callback):
         """Renew the targets; log the share of labels that changed."""
         labels = self.refresh()
         pl_module.train()
-        if self._labels is not None:
-            change = float((labels != self._labels).mean())
-            pl_module.record({"label_change": change})
-            trainer.should_stop |= change < self.tol
+        change = float("nan") if self._labels is None else float((labels != self._labels).mean())
+        pl_module.record({"label_change": change})
+        trainer.should_stop |= change < self.tol
         self._labels = labels

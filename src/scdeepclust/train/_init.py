@@ -1,6 +1,6 @@
 """Start labels of a clustering phase: merged k-means, k-means, Gaussian mixture, Leiden, or labels given by the user.
 
-All functions take an array of points (cells x dimensions) and return integer labels 0..K-1.
+All functions take points (cells x dimensions) and return integer labels 0..K-1.
 """
 
 from __future__ import annotations
@@ -16,46 +16,55 @@ from anndata import AnnData
 
 Initialiser = Literal["merge", "kmeans", "gmm", "leiden"]
 
-# Micro-clusters per cluster before merging.
+# Micro-clusters per cluster before merging, and merged partitions per space to choose from.
 N_MICRO = 4
+N_CANDIDATES = 4
+
+# Resolution of Leiden where the number of clusters is to be found. In denoised expression communities are tight, and
+# the customary 1 finds twice as many as there are cell types.
+RESOLUTION = 0.2
 
 # Restarts cost time in proportion to the number of points, and beyond this number more points hardly move the centres.
 MAX_POINTS = 20_000
 
 
 @contextmanager
-def keep_threads() -> Iterator[None]:
-    """Give torch its number of threads back afterwards.
+def one_thread() -> Iterator[None]:
+    """Let scikit-learn and its kind use one thread, and give torch its number of threads back afterwards.
 
-    scikit-learn resets the OpenMP pool that torch shares; small training steps on a busy machine then run an order of
-    magnitude slower, because many threads spin at barriers.
+    These problems are too small to gain from more, and the result then does not depend on the machine. Without the
+    second part the OpenMP pool, which torch shares, would be left at all cores: small training steps on a busy machine
+    then run an order of magnitude slower, because many threads spin at barriers.
     """
+    from threadpoolctl import threadpool_limits
+
     n_threads = torch.get_num_threads()
     try:
-        yield
+        with threadpool_limits(1):
+            yield
     finally:
         torch.set_num_threads(n_threads)
 
 
 def initial_labels(
-    points: np.ndarray,
+    spaces: Sequence[np.ndarray],
     method: Initialiser | Sequence,
     n_clusters: int | None,
     *,
-    n_init: int = 20,
+    n_init: int = 3,
     seed: int = 0,
 ) -> np.ndarray:
     """Labels by the given method.
 
     Parameters
     ----------
-    points
-        Cells x dimensions.
+    spaces
+        One or more arrays of cells x dimensions. ``"merge"`` uses all of them, the others the first.
     method
-        ``"merge"`` (k-means into micro-clusters, merged by size and distance), ``"kmeans"``, ``"gmm"`` (Gaussian
-        mixture with one shared covariance), ``"leiden"``, or one label per cell.
+        ``"merge"`` (:func:`merged_labels`), ``"kmeans"``, ``"gmm"`` (Gaussian mixture with one shared covariance),
+        ``"leiden"``, or one label per cell.
     n_clusters
-        Number of clusters; None lets Leiden find it (with its default resolution).
+        Number of clusters; None takes the number of communities that Leiden finds.
     n_init
         Number of restarts of k-means.
     seed
@@ -71,11 +80,14 @@ def initial_labels(
         If given labels do not fit the points or ``n_clusters``, or the method is unknown.
     """
     if not isinstance(method, str):
-        return given_labels(method, len(points), n_clusters)
-    if method == "leiden" or n_clusters is None:
+        return given_labels(method, len(spaces[0]), n_clusters)
+    points = spaces[0]
+    if n_clusters is None:
+        n_clusters = max(2, int(leiden_labels(points, seed=seed).max()) + 1)
+    if method == "leiden":
         return leiden_labels(points, n_clusters=n_clusters, seed=seed)
     if method == "merge":
-        return merged_labels(points, n_clusters, n_init=n_init, seed=seed)
+        return merged_labels(spaces, n_clusters, n_init=n_init, seed=seed)
     if method == "kmeans":
         return kmeans_labels(points, n_clusters, n_init=n_init, seed=seed)
     if method == "gmm":
@@ -95,22 +107,23 @@ def given_labels(labels: Sequence, n_obs: int, n_clusters: int | None) -> np.nda
     return codes.astype(np.int64)
 
 
-def merged_labels(points: np.ndarray, n_clusters: int, *, n_init: int = 10, seed: int = 0) -> np.ndarray:
-    """k-means into micro-clusters, merged pair by pair, then k-means steps from there.
+def merged_labels(spaces: Sequence[np.ndarray], n_clusters: int, *, n_init: int = 3, seed: int = 0) -> np.ndarray:
+    """The most typical of several partitions, each of merged micro-clusters.
 
     k-means alone likes clusters of equal size: it rather splits a large cell type than keep a small one apart, and
-    which of the two it does is a matter of luck. Merging the pair with the least
-    ``sqrt(n_a n_b / (n_a + n_b)) |c_a - c_b|^2`` (Ward's criterion with the square root of its weight) decides by
-    distance more than by size, and ends nearly the same from any start.
+    which of the two it does is a matter of luck. Here k-means finds micro-clusters, which are merged pair by pair
+    (:func:`merge_centers`); k-means steps follow. This is repeated with other seeds and in each space, and the
+    partition that agrees best with all others (largest mean adjusted Rand index) is taken: what two ways of measuring
+    distance agree on is less a matter of luck than what one of them finds.
 
     Parameters
     ----------
-    points
-        Cells x dimensions.
+    spaces
+        Arrays of the same cells x dimensions.
     n_clusters
         Number of clusters.
     n_init
-        Restarts of k-means into micro-clusters.
+        Restarts of each k-means into micro-clusters.
     seed
         Seed of the restarts.
 
@@ -118,16 +131,30 @@ def merged_labels(points: np.ndarray, n_clusters: int, *, n_init: int = 10, seed
     -------
     Labels 0..K-1, (n,) int64.
     """
-    sample = _sample(points, seed)
-    micro = kmeans_labels(sample, min(N_MICRO * n_clusters, len(sample)), n_init=n_init, seed=seed)
-    centers = _merge(*_means_and_sizes(sample, micro), n_clusters)
+    from sklearn.metrics import adjusted_rand_score
+
+    rows = _sample_rows(len(spaces[0]), seed)
+    candidates = []
+    for points in spaces:
+        sample = points[rows]
+        for i in range(N_CANDIDATES):
+            centers = _merged_centers(sample, n_clusters, n_init=n_init, seed=100 * seed + i)
+            candidates.append((points, centers, nearest(sample, centers)))
+    agreement = [np.mean([adjusted_rand_score(a, b) for _, _, b in candidates]) for _, _, a in candidates]
+    points, centers, _ = candidates[int(np.argmax(agreement))]
+    return nearest(points, centers)
+
+
+def _merged_centers(points: np.ndarray, n_clusters: int, *, n_init: int, seed: int) -> np.ndarray:
+    """Centres of merged micro-clusters after k-means steps."""
+    micro = kmeans_labels(points, min(N_MICRO * n_clusters, len(points)), n_init=n_init, seed=seed)
+    centers = merge_centers(*_means_and_sizes(points, micro), n_clusters)
     for _ in range(20):
-        labels = nearest(sample, centers)
-        moved = _means_and_sizes(sample, labels)[0]
+        moved = _means_and_sizes(points, nearest(points, centers))[0]
         if len(moved) < n_clusters or np.allclose(moved, centers):
             break
         centers = moved
-    return nearest(points, centers)
+    return centers
 
 
 def _means_and_sizes(points: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,11 +165,32 @@ def _means_and_sizes(points: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
     return sums[used] / sizes[used, None], sizes[used].astype(float)
 
 
-def _merge(centers: np.ndarray, sizes: np.ndarray, n_clusters: int) -> np.ndarray:
-    """Merge the cheapest pair of centres until ``n_clusters`` are left."""
+def merge_centers(centers: np.ndarray, sizes: np.ndarray, n_clusters: int) -> np.ndarray:
+    """Merge the cheapest pair of centres until ``n_clusters`` are left.
+
+    The cost of a pair is ``m / (m + n/K) |c_a - c_b|^2`` with ``m = n_a n_b / (n_a + n_b)``. As long as both groups are
+    small against an average cluster (n/K cells) this is Ward's criterion, which merges small groups first; beyond,
+    size does not count any more, and two large groups close to each other are merged rather than two small ones far
+    apart.
+
+    Parameters
+    ----------
+    centers
+        Centres (k, D).
+    sizes
+        Points of each centre (k,).
+    n_clusters
+        Number of centres to keep.
+
+    Returns
+    -------
+    Centres (n_clusters, D).
+    """
+    centers, sizes = centers.copy(), sizes.astype(float)
+    average = sizes.sum() / n_clusters
     while len(centers) > n_clusters:
-        cost = np.square(centers[:, None] - centers[None]).sum(axis=2)
-        cost *= np.sqrt(sizes[:, None] * sizes / (sizes[:, None] + sizes))
+        m = sizes[:, None] * sizes / (sizes[:, None] + sizes)
+        cost = m / (m + average) * np.square(centers[:, None] - centers[None]).sum(axis=2)
         np.fill_diagonal(cost, np.inf)
         a, b = np.unravel_index(cost.argmin(), cost.shape)
         total = sizes[a] + sizes[b]
@@ -152,22 +200,22 @@ def _merge(centers: np.ndarray, sizes: np.ndarray, n_clusters: int) -> np.ndarra
     return centers
 
 
-def kmeans_labels(points: np.ndarray, n_clusters: int, *, n_init: int = 20, seed: int = 0) -> np.ndarray:
+def kmeans_labels(points: np.ndarray, n_clusters: int, *, n_init: int = 10, seed: int = 0) -> np.ndarray:
     """k-means on at most :data:`MAX_POINTS` points, then the nearest centre for all."""
     from sklearn.cluster import KMeans
 
-    with keep_threads():
+    with one_thread():
         fit = KMeans(n_clusters, n_init=n_init, random_state=seed).fit(_sample(points, seed))
         return fit.predict(points).astype(np.int64)
 
 
-def gmm_labels(points: np.ndarray, n_clusters: int, *, n_init: int = 20, seed: int = 0) -> np.ndarray:
+def gmm_labels(points: np.ndarray, n_clusters: int, *, n_init: int = 10, seed: int = 0) -> np.ndarray:
     """Gaussian mixture with one shared covariance, started from k-means."""
     from sklearn.mixture import GaussianMixture
 
     start = kmeans_labels(points, n_clusters, n_init=n_init, seed=seed)
     means = np.stack([points[start == k].mean(axis=0) for k in range(n_clusters)])
-    with keep_threads():
+    with one_thread():
         fit = GaussianMixture(n_clusters, covariance_type="tied", means_init=means, random_state=seed)
         return fit.fit(_sample(points, seed)).predict(points).astype(np.int64)
 
@@ -176,7 +224,7 @@ def leiden_labels(
     points: np.ndarray,
     *,
     n_clusters: int | None = None,
-    resolution: float = 1.0,
+    resolution: float = RESOLUTION,
     n_neighbors: int = 15,
     seed: int = 0,
 ) -> np.ndarray:
@@ -211,7 +259,7 @@ def nearest(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """Index of the nearest centre of each point."""
     from sklearn.metrics import pairwise_distances_argmin
 
-    with keep_threads():
+    with one_thread():
         return pairwise_distances_argmin(points, centers).astype(np.int64)
 
 
@@ -220,7 +268,7 @@ def _neighbour_graph(points: np.ndarray, n_neighbors: int) -> AnnData:
     import scanpy as sc
 
     graph = AnnData(obsm={"X": np.ascontiguousarray(points, dtype=np.float32)}, shape=(len(points), 0))
-    with keep_threads():
+    with one_thread():
         # the exact search of scikit-learn: reproducible, and fast enough for MAX_POINTS points
         sc.pp.neighbors(graph, n_neighbors=min(n_neighbors, len(points) - 1), use_rep="X", transformer="sklearn")
     return graph
@@ -236,8 +284,11 @@ def _leiden(graph: AnnData, resolution: float, seed: int) -> np.ndarray:
     return graph.obs["k"].astype(int).to_numpy().astype(np.int64)
 
 
+def _sample_rows(n_points: int, seed: int) -> np.ndarray:
+    if n_points <= MAX_POINTS:
+        return np.arange(n_points)
+    return np.sort(np.random.default_rng(seed).choice(n_points, MAX_POINTS, replace=False))
+
+
 def _sample(points: np.ndarray, seed: int) -> np.ndarray:
-    if len(points) <= MAX_POINTS:
-        return points
-    rows = np.random.default_rng(seed).choice(len(points), MAX_POINTS, replace=False)
-    return points[np.sort(rows)]
+    return points[_sample_rows(len(points), seed)]

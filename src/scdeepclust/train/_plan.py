@@ -186,7 +186,7 @@ class ClusteringPlan(TrainingPlan):
         epoch = self.current_epoch
         self.module.load_state_dict(self._good_state)
         raise NonFiniteLossError(
-            f"The loss became {float(loss)} in phase {self.phase!r}, epoch {epoch}; {where}. The model was put back "
+            f"The loss became {loss.item()} in phase {self.phase!r}, epoch {epoch}; {where}. The model was put back "
             "to its state at the end of the epoch before. Check the counts for extreme cells, or train with a "
             "smaller learning rate: train(plan_kwargs={'lr': 1e-4})."
         )
