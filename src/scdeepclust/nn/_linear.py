@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 # Below this number of multiplications the fixed cost of the oneDNN call (about 10 microseconds) eats its gain.
 _MIN_PRODUCTS = 2**20
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 @functools.cache
@@ -36,8 +37,7 @@ def onednn_is_faster() -> bool:
 
 
 def _is_amd() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    vendor = cpuinfo.read_text() if cpuinfo.is_file() else platform.processor()
+    vendor = _CPUINFO.read_text() if _CPUINFO.is_file() else platform.processor()
     return "AuthenticAMD" in vendor
 
 
