@@ -51,6 +51,17 @@ def test_values_and_gradients(route, n, n_in, n_out, leading, bias):
         assert (ours.double() - theirs).abs().max() <= 3e-6 * theirs.abs().max()  # rounding of sums of 2000 terms
 
 
+def test_gradient_of_a_plain_sum(route):
+    """Its upstream gradient is one number, expanded: a matrix whose strides are zero."""
+    fast, reference = layers(1024, 64)
+    x = torch.randn(64, 1024, requires_grad=True)
+    wide = x.detach().double().requires_grad_()
+    fast(x).sum().backward()
+    reference(wide).sum().backward()
+    torch.testing.assert_close(x.grad.double(), wide.grad, rtol=0, atol=1e-5)
+    torch.testing.assert_close(fast.weight.grad.double(), reference.weight.grad, rtol=0, atol=1e-4)
+
+
 def test_views_are_read_as_they_are(route):
     fast, reference = layers(512, 128)
     x = torch.randn(512, 64).T[::2]
@@ -100,7 +111,9 @@ def test_swap_keeps_parameters_hooks_and_state_dict(route):
     fast = copy.deepcopy(plain)
     plain.set_online_update_hooks()
     fast.set_online_update_hooks()
+    state = torch.get_rng_state()
     assert use_fast_linear(fast) is fast
+    assert torch.equal(torch.get_rng_state(), state)
     assert sum(isinstance(module, FastLinear) for module in fast.modules()) == 2
     assert not any(isinstance(module, FastLinear) for module in plain.modules())
     x, batch = torch.randn(128, 500), torch.arange(128)[:, None] % 3

@@ -109,9 +109,9 @@ class FastLinear(nn.Linear):
 
 
 def use_fast_linear(module: nn.Module) -> nn.Module:
-    """Turn every plain :class:`torch.nn.Linear` inside a module into a :class:`FastLinear`, in place.
+    """Replace every plain :class:`torch.nn.Linear` inside a module by a :class:`FastLinear`, in place.
 
-    The layers keep their parameters, hooks and place in the state dict; only their forward changes. Subclasses of
+    The new layers hold the same parameters, with the hooks registered on them, under the same names. Subclasses of
     :class:`torch.nn.Linear` are left alone, for they may have a forward of their own.
 
     Parameters
@@ -133,7 +133,11 @@ def use_fast_linear(module: nn.Module) -> nn.Module:
       (1): ReLU()
     )
     """
-    for child in module.modules():
-        if type(child) is nn.Linear:
-            child.__class__ = FastLinear
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                # On the meta device nothing is allocated and no random number is drawn.
+                fast = FastLinear(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
+                fast.weight, fast.bias = child.weight, child.bias
+                setattr(parent, name, fast.train(child.training))
     return module
