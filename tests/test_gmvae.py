@@ -280,7 +280,7 @@ def test_probabilities_are_calibrated_on_simulated_data():
     from scipy.optimize import linear_sum_assignment
 
     adata = sdc.datasets.simulate_counts(
-        2000, 300, n_clusters=5, n_batches=2, marker_log_fold_change=1.2, depth=150, seed=5
+        2000, 300, n_clusters=5, n_batches=2, marker_log_fold_change=1.5, depth=300, seed=5
     )
     GMVAE.setup_anndata(adata, batch_key="batch")
     model = GMVAE(adata, n_clusters=5)

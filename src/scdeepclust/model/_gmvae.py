@@ -292,7 +292,8 @@ class GMVAE(ClusteringModel, VAEMixin):
     adata
         Data registered by :meth:`setup_anndata`.
     n_clusters
-        Number of clusters. None finds it: many small clusters are merged, and components that end empty are dropped.
+        Number of clusters. None finds it by merging micro-clusters until those left are well apart, and drops
+        components that end empty (:func:`scdeepclust.tl.estimate_n_clusters` shows the alternatives).
     init
         Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
         ``"leiden"``, or one label per cell.
@@ -321,7 +322,7 @@ class GMVAE(ClusteringModel, VAEMixin):
     encode_covariates
         Whether batch and covariates enter the encoder too, besides the decoder.
     n_init
-        Restarts of k-means.
+        Restarts of each k-means.
 
     Examples
     --------
@@ -359,7 +360,7 @@ class GMVAE(ClusteringModel, VAEMixin):
         free_bits: float = 0.0,
         input_noise: float = 2.0,
         encode_covariates: bool = False,
-        n_init: int = 10,
+        n_init: int = 3,
         registry: dict | None = None,
     ):
         check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb", "poisson", "normal"))
@@ -405,7 +406,7 @@ class GMVAE(ClusteringModel, VAEMixin):
         starts = None if has_clusters and not pretrain_epochs else self._start_clusters
         return [
             Phase("vae", pretrain_epochs, begin=self._forget_clusters, plan_kwargs={"kl_warmup": 0.2}),
-            Phase("mixture", max_epochs, begin=starts, plan_kwargs={"lr": 5e-4}),
+            Phase("mixture", max_epochs, begin=starts),
         ]
 
     def _forget_clusters(self, train_indices: np.ndarray) -> None:

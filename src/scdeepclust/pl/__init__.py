@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from scdeepclust.pl._benchmark import benchmark_table
 from scdeepclust.pl._clusters import cluster_sizes
 from scdeepclust.pl._embedding import confidence, overview
 from scdeepclust.pl._history import history
 from scdeepclust.pl._n_clusters import n_clusters
 
-__all__ = ["cluster_sizes", "confidence", "history", "n_clusters", "overview"]
+__all__ = ["benchmark_table", "cluster_sizes", "confidence", "history", "n_clusters", "overview"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from scdeepclust.tl._integration import benchmark_integration
 from scdeepclust.tl._n_clusters import estimate_n_clusters
 from scdeepclust.tl._score import score_clusters
 
-__all__ = ["estimate_n_clusters", "score_clusters"]
+__all__ = ["benchmark_integration", "estimate_n_clusters", "score_clusters"]

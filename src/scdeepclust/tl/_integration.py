@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# Neighbours of the LISI scores, of kBET and of the graph, as in scib-metrics; fewer where there are fewer cells.
+N_NEIGHBORS = {"lisi": 90, "kbet": 50, "graph": 15}
+
+# Beyond this number of cells an exact search takes minutes.
+MAX_EXACT = 30_000
+
+BIO_CONSERVATION = ("Isolated labels", "KMeans NMI", "KMeans ARI", "Silhouette label", "cLISI")
+BATCH_CORRECTION = ("BRAS", "iLISI", "KBET", "Graph connectivity")
+
+# Weights of the published total score.
+BIO_WEIGHT, BATCH_WEIGHT = 0.6, 0.4
+
+
+def benchmark_integration(
+    adata: AnnData,
+    embeddings: Sequence[str] | Mapping[str, str | None],
+    *,
+    batch_key: str,
+    label_key: str,
+) -> pd.DataFrame:
+    """Score how well embeddings keep cell types apart and batches together, with scib-metrics.
+
+    All scores lie between 0 and 1, 1 is best. They need known labels, and judge an embedding by them.
+
+    Parameters
+    ----------
+    adata
+        Data with the embeddings in ``obsm``.
+    embeddings
+        Names in ``obsm``. A dictionary gives each its own cluster labels, a column of ``obs``, or None:
+        ``{"X_pca": None, "X_gmvae": "gmvae"}``.
+    batch_key
+        Column of ``obs`` with the batch.
+    label_key
+        Column of ``obs`` with known cell types. Cells without one are left out.
+
+    Returns
+    -------
+    One row an embedding, best total first. Columns: bio conservation (``Isolated labels``, ``KMeans NMI``,
+    ``KMeans ARI``, ``Silhouette label``, ``cLISI``), batch correction (``BRAS``, ``iLISI``, ``KBET``,
+    ``Graph connectivity``), their means ``Bio conservation`` and ``Batch correction``, and ``Total``, 0.6 of the first
+    plus 0.4 of the second. Then for comparison, in no mean: ``Silhouette batch``, which rewards embeddings that mix
+    cell types too, and ``Own ARI`` and ``Own NMI`` of the cluster labels. A score that cannot be computed, for
+    example because a batch is too small, is missing for all embeddings alike, with a warning.
+
+    Raises
+    ------
+    ValueError
+        If an embedding or a column is missing, or there is only one batch or one cell type.
+
+    Examples
+    --------
+    >>> import scdeepclust as sdc
+    >>> adata = sdc.datasets.simulate_counts(200, 100, n_clusters=3, n_batches=2)
+    >>> adata.obsm["X_small"] = adata.X[:, :10].toarray()
+    >>> sdc.tl.benchmark_integration(
+    ...     adata, ["X_small"], batch_key="batch", label_key="cell_type"
+    ... ).index.tolist()  # doctest: +SKIP
+    ['X_small']
+    """
+    own = dict(embeddings) if isinstance(embeddings, Mapping) else dict.fromkeys(embeddings)
+    _check(adata, own, batch_key, label_key)
+    known = adata.obs[label_key].notna().to_numpy()
+    obs = adata.obs[known]
+    labels, batch = obs[label_key].astype(str).to_numpy(), obs[batch_key].astype(str).to_numpy()
+    rows = {}
+    for name, cluster_key in own.items():
+        points = np.ascontiguousarray(adata.obsm[name][known], dtype=np.float32)
+        rows[name] = _scores(points, labels, batch)
+        if cluster_key is not None:
+            rows[name] |= _own_scores(labels, obs[cluster_key].astype(str).to_numpy())
+    table = pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+    table.index.name = "embedding"
+    return _with_totals(table)
+
+
+def _check(adata: AnnData, own: dict[str, str | None], batch_key: str, label_key: str) -> None:
+    if not own:
+        raise ValueError("`embeddings` is empty; name at least one embedding in `adata.obsm`.")
+    missing = [name for name in own if name not in adata.obsm]
+    if missing:
+        raise ValueError(
+            f"`embeddings`: `adata.obsm` has no {', '.join(map(repr, missing))}; found {list(adata.obsm)}."
+        )
+    columns = [("batch_key", batch_key), ("label_key", label_key)]
+    columns += [("embeddings", key) for key in own.values() if key is not None]
+    for argument, column in columns:
+        if column not in adata.obs:
+            raise ValueError(f"`{argument}`: there is no column {column!r} in `adata.obs`; found {list(adata.obs)}.")
+    for argument, column in columns[:2]:
+        if adata.obs.loc[adata.obs[label_key].notna(), column].nunique() < 2:
+            raise ValueError(
+                f"`{argument}`: column {column!r} of `adata.obs` has a single value; at least 2 are needed."
+            )
+
+
+def _scores(points: np.ndarray, labels: np.ndarray, batch: np.ndarray) -> dict[str, float]:
+    import scib_metrics
+
+    neighbors = _neighbors(points)
+    metrics: dict[str, Callable[[], Any]] = {
+        "Isolated labels": lambda: scib_metrics.isolated_labels(points, labels, batch),
+        "KMeans": lambda: scib_metrics.nmi_ari_cluster_labels_kmeans(points, labels),
+        "Silhouette label": lambda: scib_metrics.silhouette_label(points, labels),
+        "cLISI": lambda: scib_metrics.clisi_knn(neighbors["lisi"], labels),
+        "BRAS": lambda: scib_metrics.bras(points, labels, batch),
+        "iLISI": lambda: scib_metrics.ilisi_knn(neighbors["lisi"], batch),
+        "KBET": lambda: scib_metrics.kbet_per_label(neighbors["kbet"], batch, labels),
+        "Graph connectivity": lambda: scib_metrics.graph_connectivity(neighbors["graph"], labels),
+        "Silhouette batch": lambda: scib_metrics.silhouette_batch(points, labels, batch),
+    }
+    scores = {}
+    for name, metric in metrics.items():
+        try:
+            value = metric()
+        except (ValueError, IndexError, KeyError, ZeroDivisionError) as error:
+            warnings.warn(f"{name} could not be computed and is left out: {error}", stacklevel=3)
+            value = np.nan
+        if name == "KMeans":
+            scores |= {f"KMeans {k.upper()}": v for k, v in (value if isinstance(value, dict) else {}).items()}
+        else:
+            scores[name] = float(value)
+    return scores
+
+
+def _neighbors(points: np.ndarray) -> dict[str, Any]:
+    """Nearest neighbours of each cell, itself first; exact on up to :data:`MAX_EXACT` cells."""
+    from scib_metrics.nearest_neighbors import NeighborsResults, pynndescent
+    from sklearn.neighbors import NearestNeighbors
+
+    n = min(max(N_NEIGHBORS.values()), len(points))
+    if len(points) > MAX_EXACT:
+        found = pynndescent(points, n_neighbors=n, random_state=0)
+        indices, distances = found.indices, found.distances
+    else:
+        distances, indices = NearestNeighbors(n_neighbors=n).fit(points).kneighbors(points)
+        # where cells coincide another one may come first
+        cells = np.arange(len(points))
+        is_self = indices == cells[:, None]
+        place = np.where(is_self.any(axis=1), is_self.argmax(axis=1), n - 1)
+        indices[cells, place], indices[:, 0] = indices[:, 0].copy(), cells
+    return {
+        name: NeighborsResults(indices=indices[:, : min(k, n)], distances=distances[:, : min(k, n)])
+        for name, k in N_NEIGHBORS.items()
+    }
+
+
+def _own_scores(labels: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    return {
+        "Own ARI": adjusted_rand_score(labels, clusters),
+        "Own NMI": normalized_mutual_info_score(labels, clusters),
+    }
+
+
+def _with_totals(table: pd.DataFrame) -> pd.DataFrame:
+    """Scores in their order, with means over those that all embeddings have, best total first."""
+    complete = table.columns[table.notna().all()]
+    bio = [name for name in BIO_CONSERVATION if name in complete]
+    batch = [name for name in BATCH_CORRECTION if name in complete]
+    scores = table.reindex(columns=[*BIO_CONSERVATION, *BATCH_CORRECTION])
+    scores.loc[:, [name for name in scores if name not in complete]] = np.nan
+    scores["Bio conservation"], scores["Batch correction"] = table[bio].mean(axis=1), table[batch].mean(axis=1)
+    scores["Total"] = BIO_WEIGHT * scores["Bio conservation"] + BATCH_WEIGHT * scores["Batch correction"]
+    for name in ("Silhouette batch", "Own ARI", "Own NMI"):
+        if name in table:
+            scores[name] = table[name]
+    return scores.sort_values("Total", ascending=False, kind="stable")
