@@ -84,6 +84,7 @@ def test_the_table_shows_every_score_and_marks_the_best():
     shown = {text.get_position(): text for text in ax.texts}
     assert shown[(0, 0)].get_text() == "0.50"
     assert (1, 0) not in shown
+    assert np.isnan(np.asarray(ax.images[0].get_array().filled(np.nan))[:, 1]).all()
     assert shown[(2, 1)].get_weight() == "bold"
     assert shown[(2, 0)].get_weight() == "normal"
     with pytest.raises(ValueError, match="benchmark_integration"):

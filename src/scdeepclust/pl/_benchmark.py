@@ -62,8 +62,8 @@ def benchmark_table(table: pd.DataFrame, *, ax: Axes | None = None, cmap: str = 
     values = table.to_numpy(dtype=float)
     low, high = np.nanmin(values, axis=0, initial=1.0), np.nanmax(values, axis=0, initial=0.0)
     shade = np.where(high > low, (values - low) / np.where(high > low, high - low, 1.0), 0.5)
-    # at most 0.85 of the map, so that black numbers can be read on it
-    ax.imshow(0.85 * shade, cmap=cmap, vmin=0, vmax=1.3, aspect="auto")
+    shade[np.isnan(values)] = np.nan
+    ax.imshow(shade, cmap=cmap, vmin=0, vmax=1.8, aspect="auto")  # the pale part, on which black numbers can be read
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             weight = "bold" if value == high[column] and len(table) > 1 else "normal"
