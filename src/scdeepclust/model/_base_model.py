@@ -29,6 +29,7 @@ from scdeepclust.train import (
     Minibatch,
     PhasedTrainingMixin,
     given_labels,
+    guess_n_clusters,
     initial_labels,
     one_thread,
     to_device,
@@ -201,38 +202,31 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
     def _start_labels(self, cells: np.ndarray, init: Initialiser | Sequence, n_clusters: int | None, n_init: int):
         """Labels (n,) int64 for a clustering phase to start from, largest cluster first."""
         if isinstance(init, str):
-            labels = initial_labels(self._denoised_spaces(cells), init, n_clusters, n_init=n_init, seed=_seed())
+            points = self._denoised_points(cells)
+            if n_clusters is None and init != "leiden":
+                n_clusters = guess_n_clusters(points, seed=_seed())
+            labels = initial_labels(points, init, n_clusters, n_init=n_init, seed=_seed())
         else:
             labels = given_labels(np.asarray(init)[cells], len(cells), n_clusters)
         order = np.argsort(-np.bincount(labels), kind="stable")
         return np.argsort(order)[labels]
 
-    def _denoised_spaces(self, cells: np.ndarray) -> list[np.ndarray]:
-        """Principal components of denoised expression in two metrics, each (n, P).
+    def _denoised_points(self, cells: np.ndarray) -> np.ndarray:
+        """Principal components of denoised expression, (n, P), where distances are Hellinger distances.
 
         Distances there weigh genes as the data do; in the latent space, dimensions that carry noise are about as wide
-        as those that carry cell types. Square roots of expected shares give Hellinger distances between profiles, led
-        by the abundant genes; log expression in units of its observed standard deviation lets all genes count.
+        as those that carry cell types.
         """
         from sklearn.decomposition import PCA
 
-        gene_sd = self.module.gene_sd.cpu().numpy()
-        metrics = (np.sqrt, lambda share: np.log1p(TARGET_TOTAL * share) / gene_sd)
         # the components come from a bounded number of cells, so that no cells x genes matrix is ever dense
         n_sample = min(len(cells), max(1000, MAX_DENSE_ENTRIES // self.module.n_input))
         sample = np.sort(np.random.default_rng(_seed()).choice(cells, n_sample, replace=False))
         n_components = min(N_START_COMPONENTS, n_sample - 1, self.module.n_input)
-        shares = np.concatenate(list(self._denoised_blocks(sample)))
         with one_thread():
-            pcas = [
-                PCA(n_components, svd_solver="randomized", random_state=_seed()).fit(metric(shares))
-                for metric in metrics
-            ]
-        blocks = [
-            [pca.transform(metric(shares)) for pca, metric in zip(pcas, metrics, strict=True)]
-            for shares in self._denoised_blocks(cells)
-        ]
-        return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+            pca = PCA(n_components, svd_solver="randomized", random_state=_seed())
+            pca.fit(np.concatenate(list(self._denoised_blocks(sample))))
+        return np.concatenate([pca.transform(block) for block in self._denoised_blocks(cells)])
 
     @torch.inference_mode()
     def _denoised_blocks(self, cells: np.ndarray) -> Iterator[np.ndarray]:

@@ -194,13 +194,16 @@ class ClusteringModule(BaseModuleClass):
         return {"heads": heads, "px": None if self.training else self.distribution(heads, log_library)}
 
     def denoised_expression(self, z: Tensor, covariates: Covariates) -> Tensor:
-        """Expected share of each gene, (B, G), averaged over the batches that a cell could be of."""
+        """Square root of the expected share of each gene, (B, G), averaged over the batches a cell could be of.
+
+        Euclidean distances here are Hellinger distances between the profiles of cells.
+        """
         total = torch.zeros(len(z), self.n_input, device=z.device)
         for batch, weight in enumerate(self.batch_frequencies.tolist()):
             if weight > 0:
                 codes = torch.full_like(covariates.batch, batch)
                 total += weight * self._share(self.decoder(z, covariates._replace(batch=codes)).scores)
-        return total
+        return total.sqrt()
 
     def _share(self, scores: Tensor) -> Tensor:
         if self.gene_likelihood == "normal":  # scores are log-normalised expression

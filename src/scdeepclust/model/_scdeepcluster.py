@@ -158,7 +158,8 @@ class SCDeepCluster(ClusteringModel):
     adata
         Data registered by :meth:`setup_anndata`.
     n_clusters
-        Number of clusters. None finds it by Leiden on the pretrained model.
+        Number of clusters. None finds it by merging micro-clusters until those left are well apart
+        (:func:`scdeepclust.tl.estimate_n_clusters` shows the alternatives).
     init
         Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
         ``"leiden"``, or one label per cell.

@@ -16,9 +16,9 @@ from anndata import AnnData
 
 Initialiser = Literal["merge", "kmeans", "gmm", "leiden"]
 
-# Micro-clusters per cluster before merging, and merged partitions per space to choose from.
+# Micro-clusters per cluster before merging, and merged partitions to choose from.
 N_MICRO = 4
-N_CANDIDATES = 4
+N_CANDIDATES = 8
 
 # Resolution of Leiden where the number of clusters is to be found. In denoised expression communities are tight, and
 # the customary 1 finds twice as many as there are cell types.
@@ -47,7 +47,7 @@ def one_thread() -> Iterator[None]:
 
 
 def initial_labels(
-    spaces: Sequence[np.ndarray],
+    points: np.ndarray,
     method: Initialiser | Sequence,
     n_clusters: int | None,
     *,
@@ -58,8 +58,8 @@ def initial_labels(
 
     Parameters
     ----------
-    spaces
-        One or more arrays of cells x dimensions. ``"merge"`` uses all of them, the others the first.
+    points
+        Cells x dimensions.
     method
         ``"merge"`` (:func:`merged_labels`), ``"kmeans"``, ``"gmm"`` (Gaussian mixture with one shared covariance),
         ``"leiden"``, or one label per cell.
@@ -80,14 +80,13 @@ def initial_labels(
         If given labels do not fit the points or ``n_clusters``, or the method is unknown.
     """
     if not isinstance(method, str):
-        return given_labels(method, len(spaces[0]), n_clusters)
-    points = spaces[0]
+        return given_labels(method, len(points), n_clusters)
     if n_clusters is None:
         n_clusters = max(2, int(leiden_labels(points, seed=seed).max()) + 1)
     if method == "leiden":
         return leiden_labels(points, n_clusters=n_clusters, seed=seed)
     if method == "merge":
-        return merged_labels(spaces, n_clusters, n_init=n_init, seed=seed)
+        return merged_labels(points, n_clusters, n_init=n_init, seed=seed)
     if method == "kmeans":
         return kmeans_labels(points, n_clusters, n_init=n_init, seed=seed)
     if method == "gmm":
@@ -107,19 +106,18 @@ def given_labels(labels: Sequence, n_obs: int, n_clusters: int | None) -> np.nda
     return codes.astype(np.int64)
 
 
-def merged_labels(spaces: Sequence[np.ndarray], n_clusters: int, *, n_init: int = 3, seed: int = 0) -> np.ndarray:
+def merged_labels(points: np.ndarray, n_clusters: int, *, n_init: int = 3, seed: int = 0) -> np.ndarray:
     """The most typical of several partitions, each of merged micro-clusters.
 
     k-means alone likes clusters of equal size: it rather splits a large cell type than keep a small one apart, and
     which of the two it does is a matter of luck. Here k-means finds micro-clusters, which are merged pair by pair
-    (:func:`merge_centers`); k-means steps follow. This is repeated with other seeds and in each space, and the
-    partition that agrees best with all others (largest mean adjusted Rand index) is taken: what two ways of measuring
-    distance agree on is less a matter of luck than what one of them finds.
+    (:func:`merge_centers`); k-means steps follow. This is repeated with other seeds, and the partition that agrees
+    best with all others (largest mean adjusted Rand index) is taken.
 
     Parameters
     ----------
-    spaces
-        Arrays of the same cells x dimensions.
+    points
+        Cells x dimensions.
     n_clusters
         Number of clusters.
     n_init
@@ -133,16 +131,13 @@ def merged_labels(spaces: Sequence[np.ndarray], n_clusters: int, *, n_init: int 
     """
     from sklearn.metrics import adjusted_rand_score
 
-    rows = _sample_rows(len(spaces[0]), seed)
-    candidates = []
-    for points in spaces:
-        sample = points[rows]
-        for i in range(N_CANDIDATES):
-            centers = _merged_centers(sample, n_clusters, n_init=n_init, seed=100 * seed + i)
-            candidates.append((points, centers, nearest(sample, centers)))
-    agreement = [np.mean([adjusted_rand_score(a, b) for _, _, b in candidates]) for _, _, a in candidates]
-    points, centers, _ = candidates[int(np.argmax(agreement))]
-    return nearest(points, centers)
+    sample = _sample(points, seed)
+    centers = [
+        _merged_centers(sample, n_clusters, n_init=n_init, seed=N_CANDIDATES * seed + i) for i in range(N_CANDIDATES)
+    ]
+    candidates = [nearest(sample, c) for c in centers]
+    agreement = [np.mean([adjusted_rand_score(a, b) for b in candidates]) for a in candidates]
+    return nearest(points, centers[int(np.argmax(agreement))])
 
 
 def _merged_centers(points: np.ndarray, n_clusters: int, *, n_init: int, seed: int) -> np.ndarray:
@@ -284,11 +279,7 @@ def _leiden(graph: AnnData, resolution: float, seed: int) -> np.ndarray:
     return graph.obs["k"].astype(int).to_numpy().astype(np.int64)
 
 
-def _sample_rows(n_points: int, seed: int) -> np.ndarray:
-    if n_points <= MAX_POINTS:
-        return np.arange(n_points)
-    return np.sort(np.random.default_rng(seed).choice(n_points, MAX_POINTS, replace=False))
-
-
 def _sample(points: np.ndarray, seed: int) -> np.ndarray:
-    return points[_sample_rows(len(points), seed)]
+    if len(points) <= MAX_POINTS:
+        return points
+    return points[np.sort(np.random.default_rng(seed).choice(len(points), MAX_POINTS, replace=False))]
