@@ -12,8 +12,8 @@ What differs from the paper, and why:
   micro-clusters instead of k-means alone, which splits large cell types.
 * The bandwidth of the Student-t kernel is the median squared distance of a cell to its own centre, instead of 1, so
   that it fits a latent space of any scale.
-* The targets divide by the square root of the size of a cluster (``balance=0.5``; the paper has 1): the full factor
-  pushes towards clusters of equal size, which cell types are not.
+* The targets do not divide by the size of a cluster (``balance=0``; the paper has 1): that factor pushes towards
+  clusters of equal size, which cell types are not.
 * Reconstruction is a sum over genes per cell. The clustering weight is stated relative to a reconstruction *per
   entry*, as in the paper, hence multiplied by the number of genes.
 * Adam with a small step instead of Adadelta, whose first steps undo the pretraining; shuffled cells; one seed.
@@ -71,7 +71,7 @@ class SCDeepClusterModule(ClusteringModule):
         *,
         n_clusters: int,
         cluster_weight: float = 0.1,
-        balance: float = 0.5,
+        balance: float = 0.0,
         **kwargs,
     ):
         super().__init__(n_input, **kwargs)
@@ -216,7 +216,7 @@ class SCDeepCluster(ClusteringModel):
         dropout_rate: float = 0.2,
         input_noise: float = 2.0,
         cluster_weight: float = 0.1,
-        balance: float = 0.5,
+        balance: float = 0.0,
         targets: Literal["stored", "streaming"] = "stored",
         encode_covariates: bool = True,
         n_init: int = 3,
