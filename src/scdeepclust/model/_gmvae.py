@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -52,7 +52,7 @@ from scdeepclust.nn import (
     clamp_component_log_var,
     diag_gaussian_log_prob,
 )
-from scdeepclust.train import Initialiser, Phase, epochs_for_steps, to_device
+from scdeepclust.train import Initialiser, Minibatch, Phase, epochs_for_steps, to_device
 
 from ._base_model import ClusteringModel
 from ._base_module import ClusteringModule
@@ -424,9 +424,10 @@ class GMVAE(ClusteringModel, VAEMixin):
 
     def _end_training(self, train_indices: np.ndarray) -> None:
         super()._end_training(train_indices)
-        if self._finds_n_clusters and self.n_active_ < self.n_clusters:
+        n_active = self.n_active_ or 0
+        if self._finds_n_clusters and n_active < self.n_clusters:
             # clusters are numbered by size, so that the empty ones are the last
-            self.module.reorder_clusters(torch.arange(self.n_active_, device=self.device))
+            self.module.reorder_clusters(torch.arange(n_active, device=self.device))
             self.init_params_["non_kwargs"]["n_clusters"] = self.n_clusters
 
     def _warn_if_degenerate(self, probabilities: np.ndarray) -> None:
@@ -452,16 +453,16 @@ class GMVAE(ClusteringModel, VAEMixin):
 
     # -- getters ------------------------------------------------------------------------------------------------------
 
-    def get_latent_representation(
+    def get_latent_representation(  # type: ignore[override]  # a pair with return_dist
         self,
         adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         batch_size: int | None = None,
         *,
         latent: Literal["z", "w"] = "z",
         give_mean: bool = True,
         return_dist: bool = False,
-        dataloader: Iterator[dict[str, Tensor]] | None = None,
+        dataloader: Iterable[Minibatch] | None = None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Latent embedding of each cell.
 
@@ -491,9 +492,8 @@ class GMVAE(ClusteringModel, VAEMixin):
         """
         self._check_if_trained(warn=False)
         check_choice("latent", latent, ("z", "w") if self.module.n_w else ("z",))
-        if dataloader is None:
-            dataloader = self._minibatches(adata, indices, batch_size)
-        posteriors = [self._encode(to_device(tensors, self.device)) for tensors in dataloader]
+        minibatches = self._minibatches(adata, indices, batch_size) if dataloader is None else dataloader
+        posteriors = [self._encode(to_device(tensors, self.device)) for tensors in minibatches]
 
         def collect(name: str) -> np.ndarray:
             return torch.cat([q[name] for q in posteriors]).float().cpu().numpy()
@@ -533,7 +533,7 @@ class GMVAE(ClusteringModel, VAEMixin):
     def get_elbo_terms(
         self,
         adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         batch_size: int | None = None,
     ) -> pd.DataFrame:
         """Evidence lower bound of each cell and its pieces, in nats, at one draw of the latent variables.
