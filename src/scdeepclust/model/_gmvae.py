@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -145,13 +145,13 @@ class GMVAEModule(ClusteringModule):
         u = u if self.mixture.initialised else self.with_noise(u)
         h = self.encode(u, covariates)  # (B, H)
         n_samples = n_samples or (self.n_samples if self.training else 1)
-        outputs = {"counts": counts, "log_library": log_library}
+        outputs: dict[str, Any] = {"counts": counts, "log_library": log_library}
         for name in ("z", "w") if self.n_w else ("z",):
             mean, log_var = getattr(self, f"{name}_head")(h).chunk(2, dim=-1)
             log_var = log_var.clamp(LOG_VAR_MIN, LOG_VAR_MAX)
             shape = (n_samples, *mean.shape) if n_samples > 1 else mean.shape
-            noise = torch.randn(shape, device=mean.device)
-            outputs |= {f"{name}_mean": mean, f"{name}_log_var": log_var, name: mean + (log_var / 2).exp() * noise}
+            outputs |= {f"{name}_mean": mean, f"{name}_log_var": log_var}
+            outputs[name] = _at(outputs, name, torch.randn(shape, device=mean.device))
         return outputs
 
     def components(self, w: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -173,11 +173,9 @@ class GMVAEModule(ClusteringModule):
         """Log of p(k | y), (B, K): p(k | z, w) averaged over the posterior of z and w."""
         log_r = []
         for draw in self.draws:
-            values = []
-            for name, noise in zip(("z", "w"), draw.split([self.n_latent, self.n_w]), strict=True):
-                mean, log_var = inference_outputs.get(f"{name}_mean"), inference_outputs.get(f"{name}_log_var")
-                values.append(None if mean is None else mean + (log_var / 2).exp() * noise)
-            z, w = values
+            z_noise, w_noise = draw.split([self.n_latent, self.n_w])
+            z = _at(inference_outputs, "z", z_noise)
+            w = _at(inference_outputs, "w", w_noise) if self.n_w else None
             log_joint = diag_gaussian_log_prob(z, *self.components(w)) + self.mixture.log_weights
             log_r.append(torch.log_softmax(log_joint, dim=-1))
         return torch.logsumexp(torch.stack(log_r), dim=0) - math.log(len(log_r))
@@ -198,7 +196,7 @@ class GMVAEModule(ClusteringModule):
         reconstruction = reconstruction.view(-1, counts.n_cells).mean(dim=0)
         if phase == "vae":
             kl = {"kl_latent": _standard_normal_kl(inference_outputs["z_mean"], inference_outputs["z_log_var"])}
-            entropies = {}
+            entropies: dict[str, Tensor] = {}
         else:
             kl, entropies = self.prior_terms(inference_outputs)
         loss = reconstruction + kl_weight * sum(kl.values())
@@ -265,6 +263,11 @@ class GMVAEModule(ClusteringModule):
         self.mixture.select(order)
         if self.style is not None:
             self.style.select(order)
+
+
+def _at(q: dict[str, Any], name: str, noise: Tensor) -> Tensor:
+    """Draw of z or w that belongs to a draw of standard normal noise."""
+    return q[f"{name}_mean"] + (q[f"{name}_log_var"] / 2).exp() * noise
 
 
 def _log_posterior(q: dict[str, Tensor], name: str) -> Tensor:

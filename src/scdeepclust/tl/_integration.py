@@ -121,7 +121,7 @@ def _scores(points: np.ndarray, labels: np.ndarray, batch: np.ndarray) -> dict[s
         "Graph connectivity": lambda: scib_metrics.graph_connectivity(neighbors["graph"], labels),
         "Silhouette batch": lambda: scib_metrics.silhouette_batch(points, labels, batch),
     }
-    scores = {}
+    scores: dict[str, float] = {}
     for name, metric in metrics.items():
         try:
             value = metric()
