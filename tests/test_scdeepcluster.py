@@ -105,6 +105,18 @@ def test_stored_targets_belong_to_their_cells(adata):
     torch.testing.assert_close(targets, expected)
 
 
+def test_targets_are_anchored_to_the_start_of_their_cells(adata):
+    model = fitted(adata)
+    module = model.module
+    model._refresh_targets()
+    free = module._targets(torch.tensor([2, 0, 1]), torch.zeros(3, 4))
+    module.start_labels = torch.tensor([3, -1, 1])
+    anchored = module._targets(torch.tensor([2, 0, 1]), torch.zeros(3, 4))
+    torch.testing.assert_close(anchored[0], 0.8 * free[0] + 0.2 * torch.tensor([0.0, 1, 0, 0]))
+    torch.testing.assert_close(anchored[1], 0.8 * free[1] + 0.2 * torch.tensor([0.0, 0, 0, 1]))
+    torch.testing.assert_close(anchored[2], free[2])  # no start label: a cell held out
+
+
 @pytest.mark.parametrize("balance", [0.0, 1.0])
 def test_streaming_targets_equal_stored_ones_right_after_a_refresh(adata, balance):
     stored = fitted(adata, balance=balance)
@@ -128,7 +140,7 @@ def test_streaming_targets_equal_stored_ones_right_after_a_refresh(adata, balanc
         {"init": "kmeans"},
         {"init": "gmm"},
         {"init": "leiden"},
-        {"balance": 1.0},
+        {"balance": 1.0, "anchor": 0.0},
         {"balance": 0.5},
         {"encode_covariates": False},
     ],
