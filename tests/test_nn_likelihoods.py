@@ -13,6 +13,7 @@ from scipy import stats
 
 from scdeepclust.nn import (
     Counts,
+    _sparse_nb,
     counts_from_csr,
     counts_from_dense,
     gaussian_log_likelihood,
@@ -22,6 +23,15 @@ from scdeepclust.nn import (
 )
 
 TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module", params=["compiled loops", "tensor operations"], autouse=True)
+def form(request):
+    """Everything here holds for both forms of the negative binomial."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "tensor operations":
+            patch.setattr(_sparse_nb, "_can_be_compiled", lambda *tensors: False)
+        yield request.param
 
 
 def log_nb(x, log_mu, log_theta):
@@ -313,6 +323,36 @@ def test_scores_beyond_float32_give_a_finite_loss_and_the_way_back():
     assert math.isfinite(value.item())
     assert scores.grad[0, 0] > 1
     assert torch.isfinite(scores.grad).all()
+
+
+@pytest.mark.parametrize("per_cell", [False, True])
+def test_the_number_of_threads_changes_nothing(per_cell):
+    x, arguments = problem(15, n_cells=7, zinb=True, n_samples=2, per_cell=per_cell)
+    counts, weights, n_threads = counts_from_dense(x), torch.ones(2, 7), torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2, 16):
+            torch.set_num_threads(n)
+            values, gradients = values_and_gradients(lambda *a: zinb_log_likelihood(counts, *a), arguments, weights)
+            found.append((values, *gradients))
+    finally:
+        torch.set_num_threads(n_threads)
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_compiled_loops_do_without_a_place_to_write(monkeypatch):
+    from scdeepclust.nn import _kernels
+
+    def compiler(**options):
+        if options.get("cache"):
+            raise RuntimeError("no locator available")
+        return lambda function: ("compiled", function)
+
+    monkeypatch.setattr(_kernels, "njit", compiler)
+    monkeypatch.setattr(_kernels, "_compiled", compiler())
+    assert _kernels._cached(len) == ("compiled", len)
 
 
 def test_nan_is_not_hidden():

@@ -30,6 +30,9 @@ so that nothing cancels; the few non-zeros are then overwritten with values comp
 functions may cancel safely. A cell has one likelihood, hence one number of upstream gradient: the forward pass forms
 the derivatives at once, while everything is at hand, and the backward pass multiplies. It may therefore run more than
 once; a second derivative is refused with an error.
+
+There are two forms of the same computation: PyTorch operations, below, which run on any device, and compiled loops for
+``float32`` on a CPU, in :mod:`scdeepclust.nn._kernels`. Either can be read as the other's check; the tests do.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -61,29 +65,12 @@ class SparseNB(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, scores, log_library, log_theta, dropout_logits, counts):
-        theta_per_sample = log_theta.dim() == 3
-        shared = None if theta_per_sample else _NonZeros.collect(counts, log_theta)
-        values = torch.empty_like(log_library)
-        # The derivatives that the backward pass multiplies by its upstream gradient.
-        d_scores, d_library, d_theta = torch.empty_like(scores), torch.empty_like(values), torch.empty_like(scores)
-        d_dropout = None if dropout_logits is None else torch.empty_like(scores)
-        # Sample by sample: the temporaries of one fit the cache, those of ten do not.
-        for m in range(len(scores)):
-            r = log_theta[m] if theta_per_sample else log_theta
-            c = None if dropout_logits is None else dropout_logits[m]
-            d_c = None if d_dropout is None else d_dropout[m]
-            at = _NonZeros.collect(counts, r) if shared is None else shared
-            share, theta = torch.softmax(scores[m], dim=-1), r.exp()
-            ratio = (share * log_library[m].exp().unsqueeze(-1)).div_(theta)  # E
-            nonzeros = _at_nonzeros(at, ratio, c)
-            value, d_mean = _fill_zeros(ratio, theta, c, d_theta[m], d_c)
-            for matrix, entries in zip((value, d_mean, d_theta[m], d_c), nonzeros, strict=True):
-                if matrix is not None and entries is not None:
-                    matrix.view(-1).scatter_(0, at.position, entries.to(matrix.dtype))
-            torch.sum(value, -1, out=values[m])
-            torch.sum(d_mean, -1, out=d_library[m])
-            torch.addcmul(d_mean, share, d_library[m].unsqueeze(-1), value=-1, out=d_scores[m])
-        ctx.save_for_backward(d_scores, d_library, d_theta, d_dropout)
+        if _can_be_compiled(scores, log_library, log_theta, dropout_logits):
+            from ._kernels import negative_binomial
+        else:
+            negative_binomial = _by_tensor_operations
+        values, *derivatives = negative_binomial(scores, log_library, log_theta, dropout_logits, counts)
+        ctx.save_for_backward(*derivatives)
         ctx.theta_dims = log_theta.dim()
         return values
 
@@ -102,6 +89,42 @@ class SparseNB(torch.autograd.Function):
             d_theta = (weight * d_theta).sum_to_size(d_theta.shape[-ctx.theta_dims :])
         d_dropout = None if d_dropout is None else weight * d_dropout
         return weight * d_scores, upstream * d_library, d_theta, d_dropout, None
+
+
+def _can_be_compiled(*tensors: Tensor | None) -> bool:
+    plain = all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
+    return plain and not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+
+
+def _by_tensor_operations(
+    scores: Tensor, log_library: Tensor, log_theta: Tensor, dropout_logits: Tensor | None, counts: Counts
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Log-likelihood of each cell, and its derivatives by the scores, the log-library, log theta and the logits.
+
+    The derivative by log theta is not summed: it has the shape of the scores.
+    """
+    theta_per_sample = log_theta.dim() == 3
+    shared = None if theta_per_sample else _NonZeros.collect(counts, log_theta)
+    values = torch.empty_like(log_library)
+    d_scores, d_library, d_theta = torch.empty_like(scores), torch.empty_like(values), torch.empty_like(scores)
+    d_dropout = None if dropout_logits is None else torch.empty_like(scores)
+    # Sample by sample: the temporaries of one fit the cache, those of ten do not.
+    for m in range(len(scores)):
+        r = log_theta[m] if theta_per_sample else log_theta
+        c = None if dropout_logits is None else dropout_logits[m]
+        d_c = None if d_dropout is None else d_dropout[m]
+        at = _NonZeros.collect(counts, r) if shared is None else shared
+        share, theta = torch.softmax(scores[m], dim=-1), r.exp()
+        ratio = (share * log_library[m].exp().unsqueeze(-1)).div_(theta)  # E
+        nonzeros = _at_nonzeros(at, ratio, c)
+        value, d_mean = _fill_zeros(ratio, theta, c, d_theta[m], d_c)
+        for matrix, entries in zip((value, d_mean, d_theta[m], d_c), nonzeros, strict=True):
+            if matrix is not None and entries is not None:
+                matrix.view(-1).scatter_(0, at.position, entries.to(matrix.dtype))
+        torch.sum(value, -1, out=values[m])
+        torch.sum(d_mean, -1, out=d_library[m])
+        torch.addcmul(d_mean, share, d_library[m].unsqueeze(-1), value=-1, out=d_scores[m])
+    return values, d_scores, d_library, d_theta, d_dropout
 
 
 def _fill_zeros(
