@@ -43,6 +43,7 @@ docs: $(VENV)/.developer ## HTML in docs/_build/html; a warning is an error
 bench: $(VENV)/.developer ## rewrite the tables in docs/benchmarks (hours; resumable)
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/speed.py
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(NEWEST) demo_output docs/_build docs/generated

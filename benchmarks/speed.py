@@ -1,0 +1,181 @@
+"""How much faster than the plain way: kernels, layers, steps and epochs -> one CSV, then one Markdown page.
+
+Both sides of a comparison do the same work on the same data and take turns in one process, on one thread; a round is
+CPU time, the ratio is taken round by round, and a gate is passed when the *lower quartile* of the ratios reaches it.
+Pin the process to a core for quiet numbers:
+
+    taskset -c 1 python benchmarks/speed.py                    # what is missing
+    taskset -c 1 python benchmarks/speed.py kernels linear     # these sections, again
+    python benchmarks/speed.py --table                         # only rewrite the page
+"""
+
+from __future__ import annotations
+
+import os
+
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ[_variable] = "1"
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from _speed_cases import SECTIONS, Case, onednn_is_faster
+
+HERE = Path(__file__).resolve().parent
+CSV = HERE / "results" / "speed.csv"
+PAGE = HERE.parent / "docs" / "benchmarks" / "speed.md"
+
+N_WARMUP, N_ROUNDS = 3, 15
+
+
+def measure(case: Case) -> dict[str, object]:
+    """Rounds of both sides in turn; CPU milliseconds of a round and their ratio."""
+    n_warmup, n_rounds = (1, case.n_rounds) if case.n_rounds else (N_WARMUP, N_ROUNDS)
+    times = np.array([[cpu_ms(case.theirs), cpu_ms(case.ours)] for _ in range(n_warmup + n_rounds)])[n_warmup:]
+    theirs, ours = np.median(times, axis=0) / case.n_repeats
+    if case.is_difference:  # what ours costs more than theirs, in ms; smaller is better
+        low, middle, high = np.quantile((times[:, 1] - times[:, 0]) / case.n_repeats, [0.25, 0.5, 0.75])
+        passed = high <= case.gate
+    else:
+        low, middle, high = np.quantile(times[:, 0] / times[:, 1], [0.25, 0.5, 0.75])
+        passed = low >= case.gate
+    row = {"theirs_ms": theirs, "ours_ms": ours, "low": low, "middle": middle, "high": high}
+    row = {key: round(float(value), 3) for key, value in row.items()}
+    checks = {name: check() for name, check in case.checks.items()}
+    passed = bool(passed and all(found <= bound for found, bound in checks.values()))
+    facts = "; ".join(f"{name} {found:.2g} (at most {bound:g})" for name, (found, bound) in checks.items())
+    return {
+        "name": case.name,
+        "kind": "ms more" if case.is_difference else "times faster",
+        **row,
+        "gate": case.gate,
+        "target": case.target,
+        "checks": facts,
+        "passed": passed,
+    }
+
+
+def cpu_ms(function: Callable[[], object]) -> float:
+    start = time.process_time()
+    result = function()
+    return result if isinstance(result, float) else 1000 * (time.process_time() - start)
+
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, str]:
+    """What the numbers depend on: processor, load, speed of both routes of a matrix product."""
+    from scdeepclust.nn import _linear
+
+    x, weight = torch.randn(512, 2048), torch.randn(512, 2048)
+    default = gflops(lambda: x @ weight.T)
+    onednn = gflops(lambda: _linear._onednn(x, weight)) if _linear._operator_works() else float("nan")
+    packages = ("scdeepclust", "torch", "scvi-tools")
+    return {
+        "cpu": cpu_model(),
+        "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
+        "gflops": f"{default:.0f} default, {onednn:.0f} oneDNN ({'taken' if onednn_is_faster() else 'not taken'})",
+        "versions": " ".join(f"{package}={version(package)}" for package in packages),
+    }
+
+
+def gflops(product: Callable[[], object]) -> float:
+    return 2 * 512 * 512 * 2048 / min(cpu_ms(product) for _ in range(20)) / 1e6
+
+
+def cpu_model() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+# ---- all of them -----------------------------------------------------------------------------------------------------
+
+
+def run(path: Path, names: list[str], again: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["section"])
+    for section in names:
+        if section in set(known.section) and not again:
+            continue
+        before = machine()
+        print(f"{section}: {before['cpu']}, load {before['load']}, GFLOP/s {before['gflops']}", flush=True)
+        rows = []
+        for case in SECTIONS[section]():
+            row = measure(case)
+            print(f"  {summary(row)}", flush=True)
+            rows.append({"section": section, **row, **before})
+        old = known[known.section != section]
+        known = pd.concat([old, pd.DataFrame(rows)]) if len(old) else pd.DataFrame(rows)
+        known.to_csv(path.with_suffix(".part"), index=False)
+        path.with_suffix(".part").replace(path)
+
+
+def summary(row: dict[str, object]) -> str:
+    spread = f"{row['middle']:.2f} [{row['low']:.2f}, {row['high']:.2f}] {row['kind']}"
+    verdict = "passes" if row["passed"] else "FAILS"
+    return f"{row['name']}: {row['theirs_ms']:.2f} -> {row['ours_ms']:.2f} ms, {spread}, {verdict} {row['checks']}"
+
+
+def write_page(path: Path, rows: pd.DataFrame) -> None:
+    lines = []
+    order = {section: place for place, section in enumerate(SECTIONS)}
+    for section, part in sorted(rows.fillna("").groupby("section"), key=lambda item: order[item[0]]):
+        first = part.iloc[0]
+        lines += [
+            f"\n## {section.capitalize()}\n\n{SECTIONS[section].__doc__}\n",
+            "| | plain, ms | here, ms | median [quartiles] | gate | target | also | |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in part.itertuples():
+            unit, sign = ("x", "≥") if row.kind == "times faster" else (" ms more", "≤")
+            target = f"{sign} {row.target:g}" if row.target else ""
+            lines.append(
+                f"| {row.name} | {row.theirs_ms:.2f} | {row.ours_ms:.2f} | {row.middle:.2f}{unit} "
+                f"[{row.low:.2f}, {row.high:.2f}] | {sign} {row.gate:g} | {target} | {row.checks} "
+                f"| {'passes' if row.passed else '**fails**'} |"
+            )
+        lines.append(f"\nLoad {first.load} (1, 5, 15 minutes); GFLOP/s of a matrix product: {first.gflops}.")
+    page = f"""# Speed
+
+Written by `benchmarks/speed.py`; do not edit. Every row is in `benchmarks/results/speed.csv`.
+
+Same data, sizes, minibatch and `float32` on both sides, which take turns in one process on one thread. CPU time,
+{N_ROUNDS} rounds after {N_WARMUP} for warming up (fewer for epochs); the ratio is taken round by round. A row passes
+when its lower quartile reaches the gate, and what stands under *also* holds.
+{chr(10).join(lines)}
+
+Processor: {rows.cpu.iloc[-1]}. Versions: {rows.versions.iloc[-1]}.
+"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page)
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="measure these again (default: missing)")
+    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--table", action="store_true", help="only rewrite the page")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    if not arguments.table:
+        run(arguments.csv, arguments.sections or list(SECTIONS), again=bool(arguments.sections))
+    rows = pd.read_csv(arguments.csv)
+    write_page(arguments.page, rows)
+    if not rows.passed.all():
+        raise SystemExit(f"below the gate: {', '.join(rows.name[~rows.passed])}")
+
+
+if __name__ == "__main__":
+    main()
