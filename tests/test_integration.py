@@ -32,7 +32,8 @@ def test_scores_rank_embeddings_as_they_were_made(embedded):
     assert table.loc["good", "Bio conservation"] > table.loc["noise", "Bio conservation"] + 0.2
     assert table.loc["good", "Batch correction"] > table.loc["batchy", "Batch correction"] + 0.2
     assert table.loc["batchy", "iLISI"] < 0.2 < table.loc["good", "iLISI"]
-    assert table.drop(columns=["Own ARI", "Own NMI"]).stack().between(0, 1).all()
+    # an adjusted Rand index of noise may fall a little below 0
+    assert table.drop(columns=["Own ARI", "Own NMI"]).stack().between(-0.1, 1 + 1e-6).all()
     expected = sdc.tl.score_clusters(embedded, "found", label_key="cell_type")
     np.testing.assert_allclose(table.loc["good", "Own ARI"], expected.loc["found", "ARI"])
     assert table.loc[["noise", "batchy"], "Own ARI"].isna().all()
