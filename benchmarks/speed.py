@@ -17,6 +17,8 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
     os.environ[_variable] = "1"
 
 import argparse
+import inspect
+import logging
 import time
 import warnings
 from collections.abc import Callable
@@ -131,7 +133,7 @@ def write_page(path: Path, rows: pd.DataFrame) -> None:
     for section, part in sorted(rows.fillna("").groupby("section"), key=lambda item: order[item[0]]):
         first = part.iloc[0]
         lines += [
-            f"\n## {section.capitalize()}\n\n{SECTIONS[section].__doc__}\n",
+            f"\n## {section.capitalize()}\n\n{inspect.getdoc(SECTIONS[section])}\n",
             "| | plain, ms | here, ms | median [quartiles] | gate | target | also | |",
             "|---|---|---|---|---|---|---|---|",
         ]
@@ -168,6 +170,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only rewrite the page")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.set_num_threads(1)
     if not arguments.table:
         run(arguments.csv, arguments.sections or list(SECTIONS), again=bool(arguments.sections))
