@@ -23,6 +23,10 @@ help: ## this list
 demo: $(VENV)/.user ## cluster real counts; the results are in demo_output/
 	$(BIN)/scdeepclust demo --out demo_output --overwrite
 
+# The models of the tests are so small that more threads only wait for each other.
+test test-slow test-newest: export OMP_NUM_THREADS = 1
+test test-slow test-newest: export NUMBA_NUM_THREADS = 1
+
 test: $(VENV)/.developer ## quick tests (minutes)
 	$(BIN)/python -m pytest
 

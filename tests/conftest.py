@@ -4,11 +4,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# The models of the tests are so small that more threads only wait for each other; set before torch is imported, and
-# inherited by the processes that tests start.
-for _variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
-
 import matplotlib
 
 matplotlib.use("Agg")
