@@ -7,7 +7,8 @@ import scvi
 from sklearn.metrics import adjusted_rand_score
 
 import scdeepclust as sdc
-from scdeepclust.train import count_table, guess_n_clusters
+from scdeepclust.train import count_table
+from scdeepclust.train._init import n_communities
 from scdeepclust.train._n_clusters import merge_path, shortlist
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
@@ -30,7 +31,7 @@ def blobs(sizes: list[int], distance: float, seed: int = 0) -> tuple[np.ndarray,
 @pytest.mark.parametrize("sizes", [[200, 200, 200], [400, 200, 100, 60, 40], [120] * 8])
 def test_compact_groups_are_counted(sizes):
     points, labels = blobs(sizes, distance=8.0)
-    assert guess_n_clusters(points) == len(sizes)
+    assert n_communities(points) == len(sizes)
     table = count_table(points, max_clusters=20)
     assert table["rank"].eq(1).idxmax() == len(sizes)
     assert table["gap"].idxmax() == len(sizes)
@@ -59,11 +60,8 @@ def test_separation_does_not_depend_on_scale_or_number_of_cells():
 
 
 def test_the_shortlist_starts_with_the_guess_and_leaves_neighbours_out():
-    table = pd.DataFrame(
-        {"separation": [0.5, 0.4, 0.3, 0.2, 0.1, 0.09, 0.01], "gap": [0.2, 0.3, 0.4, 0.7, 0.1, 0.9, 0.2]},
-        index=np.arange(2, 9),
-    )
-    assert shortlist(table) == [7, 5, 4]
+    gap = pd.Series([0.2, 0.3, 0.4, 0.7, 0.1, 0.9, 0.2], index=np.arange(2, 9))
+    assert shortlist(gap, guess=7) == [7, 5, 4]
 
 
 @pytest.mark.parametrize("model_cls", [sdc.model.GMVAE, sdc.model.SCDeepCluster], ids=lambda cls: cls.__name__)

@@ -99,6 +99,7 @@ def test_stored_targets_belong_to_their_cells(adata):
     rows = np.array([7, 3, 200, 41])
     batch = next(iter(model._minibatches(indices=rows)))
     np.testing.assert_array_equal(batch[CELL_INDEX].numpy(), rows)
+    model.module.train()  # held-out cells have no stored target
     targets = model.module._targets(batch[CELL_INDEX], torch.zeros(4, 4))
     q = torch.as_tensor(model._probabilities())
     expected = target_distribution(q, q.sum(0), model.module.balance)[rows]
@@ -109,6 +110,7 @@ def test_targets_are_anchored_to_the_start_of_their_cells(adata):
     model = fitted(adata)
     module = model.module
     model._refresh_targets()
+    module.train()
     free = module._targets(torch.tensor([2, 0, 1]), torch.zeros(3, 4))
     module.start_labels = torch.tensor([3, -1, 1])
     anchored = module._targets(torch.tensor([2, 0, 1]), torch.zeros(3, 4))
@@ -123,6 +125,7 @@ def test_streaming_targets_equal_stored_ones_right_after_a_refresh(adata, balanc
     stored._refresh_targets()
     batch = minibatch(stored)
     log_q = stored.module.log_assignments(stored._encode(batch), stored.module.covariates(batch))
+    stored.module.train()
     kept = stored.module._targets(batch[CELL_INDEX], log_q)
     stored.module.targets = None
     torch.testing.assert_close(stored.module._targets(batch[CELL_INDEX], log_q), kept, rtol=1e-4, atol=1e-5)
@@ -156,6 +159,38 @@ def test_given_labels_are_the_start(adata):
     given = adata.obs["cell_type"].to_numpy()
     model = fitted(adata, init=given, max_epochs=0)
     assert adjusted_rand_score(given, model.initial_labels_) == 1
+
+
+def test_a_model_started_from_given_labels_takes_other_cells(adata, tmp_path):
+    first, second = adata[:250].copy(), adata[250:].copy()
+    model = fitted(first, init=list(first.obs["cell_type"]), pretrain_epochs=20, batch_key=None)
+    model.save(str(tmp_path / "m"))
+    loaded = SCDeepCluster.load(str(tmp_path / "m"), second)
+    assert len(loaded.predict()) == second.n_obs
+    query = SCDeepCluster.load_query_data(second, model)
+    query.train(max_epochs=0, **QUIET)
+    np.testing.assert_array_equal(query.predict(), loaded.predict())
+    model.write_back()
+    assert first.uns["scdeepcluster"]["params"]["init"] == "given labels"
+
+
+@pytest.mark.parametrize("targets", ["stored", "streaming"])
+def test_masses_targets_and_label_changes_are_those_of_the_training_cells(adata, targets):
+    SCDeepCluster.setup_anndata(adata)
+    model = SCDeepCluster(adata, n_clusters=4, targets=targets)
+    model.train(pretrain_epochs=5, max_epochs=2, train_size=0.6, check_val_every_n_epoch=1, **QUIET)
+    labels = model._refresh_targets()
+    rows = np.sort(model.train_indices)
+    q = model.predict(soft=True).to_numpy()[rows]
+    np.testing.assert_array_equal(labels, q.argmax(axis=1))
+    np.testing.assert_allclose(model.module.cluster_masses, q.sum(axis=0), rtol=1e-5)
+    if targets == "streaming":
+        assert model.module.targets is None
+    else:
+        stored = model.module.targets.numpy()
+        np.testing.assert_allclose(stored[rows], q**2 / (q**2).sum(axis=1, keepdims=True), rtol=1e-4)
+        assert not stored[np.setdiff1d(np.arange(adata.n_obs), rows)].any()
+    assert np.isfinite(model.history["validation_loss"].to_numpy()).all()
 
 
 def test_initial_labels_are_kept_and_ordered_by_size(adata, tmp_path):

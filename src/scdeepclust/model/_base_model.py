@@ -1,10 +1,10 @@
-"""What the five models share: setup, getters, write_back, saving, query mapping and the checks around them."""
+"""What the five models share: setup, start of the clusters, getters, write_back, and the checks around them."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -18,25 +18,34 @@ from scvi.data.fields import (
     NumericalJointObsField,
     NumericalObsField,
 )
-from scvi.model.base import ArchesMixin, BaseModelClass, RNASeqMixin
+from scvi.model.base import BaseModelClass, RNASeqMixin
 from torch import Tensor
 
 from scdeepclust._compat import package_versions
 from scdeepclust._keys import ResultKeys
+from scdeepclust.nn import Dispersion, GeneLikelihood
 from scdeepclust.train import (
     CountsManager,
     Initialiser,
     Minibatch,
     PhasedTrainingMixin,
     given_labels,
-    guess_n_clusters,
     initial_labels,
     one_thread,
     to_device,
 )
 
-from ._base_module import TARGET_TOTAL, ClusteringModule
-from ._checks import check_anndata, check_n_clusters, check_obs_keys, gene_statistics, match_genes
+from ._base_module import TARGET_TOTAL
+from ._checks import (
+    check_anndata,
+    check_choice,
+    check_init,
+    check_n_clusters,
+    check_obs_keys,
+    gene_statistics,
+    match_genes,
+)
+from ._query import QueryMappingMixin
 
 Indices = Sequence[int] | np.ndarray | None
 
@@ -50,7 +59,7 @@ N_START_COMPONENTS = 20
 MAX_DENSE_ENTRIES = 20_000_000
 
 
-class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelClass):
+class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseModelClass):
     """Base of all models: counts in an AnnData object in, clusters out.
 
     A model sets ``_module_cls`` and writes ``_phases`` and whatever getters are its own. Its module offers
@@ -60,10 +69,23 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
 
     _module_cls: type
 
-    def __init__(self, adata: AnnData | None, n_clusters: int | None, module_kwargs: dict[str, Any], registry=None):
+    def __init__(
+        self,
+        adata: AnnData | None,
+        n_clusters: int | None,
+        module_kwargs: dict[str, Any],
+        registry: dict | None,
+        *,
+        init: Initialiser | Sequence = "merge",
+        n_init: int = 3,
+    ):
+        check_choice("gene_likelihood", module_kwargs["gene_likelihood"], get_args(GeneLikelihood))
+        check_choice("dispersion", module_kwargs["dispersion"], get_args(Dispersion))
         super().__init__(adata, registry)
         n_obs = self.summary_stats.n_cells
         check_n_clusters(n_clusters, n_obs)
+        if registry is None:  # a saved model may be loaded with other cells than those its start labels belong to
+            check_init(init, n_obs, n_clusters)
         if settings.seed is not None:
             # the result must not depend on what was drawn before
             torch.manual_seed(settings.seed)
@@ -78,6 +100,9 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
         )
         self.gene_names_ = np.array([]) if adata is None else adata.var_names.to_numpy().astype(str)
         self.n_active_: int | None = None
+        self.initial_labels_: np.ndarray | None = None
+        self._init = init
+        self._n_init = n_init
         self._model_summary_string = f"{type(self).__name__} with n_clusters: {n_clusters}, " + ", ".join(
             f"{name}: {value}" for name, value in module_kwargs.items()
         )
@@ -199,17 +224,23 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
 
     # -- start of the clusters ----------------------------------------------------------------------------------------
 
-    def _start_labels(self, cells: np.ndarray, init: Initialiser | Sequence, n_clusters: int | None, n_init: int):
-        """Labels (n,) int64 for a clustering phase to start from, largest cluster first."""
-        if isinstance(init, str):
+    def _start_labels(self, cells: np.ndarray) -> np.ndarray:
+        """Labels (n,) int64 for the clustering phase to start from, largest cluster first."""
+        n_clusters = self.n_clusters or None
+        if isinstance(self._init, str):
             points = self._denoised_points(cells)
-            if n_clusters is None and init != "leiden":
-                n_clusters = guess_n_clusters(points, seed=_seed())
-            labels = initial_labels(points, init, n_clusters, n_init=n_init, seed=_seed())
+            labels = initial_labels(points, self._init, n_clusters, n_init=self._n_init, seed=_seed())
         else:
-            labels = given_labels(np.asarray(init)[cells], len(cells), n_clusters)
+            labels = given_labels(self._init, self.adata.n_obs, n_clusters)[cells]
         order = np.argsort(-np.bincount(labels), kind="stable")
-        return np.argsort(order)[labels]
+        labels = np.argsort(order)[labels]
+        self.initial_labels_ = labels.astype(str)
+        self._keep_n_clusters(len(order))
+        return labels
+
+    def _keep_n_clusters(self, n_clusters: int) -> None:
+        """Loading builds the module from the arguments of the constructor: let them have the number that was found."""
+        self.init_params_["non_kwargs"]["n_clusters"] = n_clusters
 
     def _denoised_points(self, cells: np.ndarray) -> np.ndarray:
         """Principal components of denoised expression, (n, P), where distances are Hellinger distances.
@@ -390,7 +421,7 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
     def _parameters(self) -> dict[str, Any]:
         """Parameters and scalars of the fit, in types that h5ad can hold."""
         setup = {name: value for name, value in self.registry_["setup_args"].items() if value is not None}
-        init = self.init_params_["non_kwargs"]
+        init = self.init_params_["non_kwargs"] | {"init": self._init if isinstance(self._init, str) else "given labels"}
         return {
             "model": type(self).__name__,
             "setup": setup,
@@ -402,73 +433,6 @@ class ClusteringModel(PhasedTrainingMixin, ArchesMixin, RNASeqMixin, BaseModelCl
             "versions": package_versions(),
             "final": {name: float(frame.iloc[-1, 0]) for name, frame in (self.history_ or {}).items() if len(frame)},
         }
-
-    # -- query mapping ------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def load_query_data(cls, adata: AnnData, reference_model, **kwargs) -> ClusteringModel:
-        """Map new cells, possibly of new batches, onto the clusters of a trained model.
-
-        New batches get their own columns in the first layers, started at the mean of the known batches; only those
-        columns are trained (``train(max_epochs=0)`` maps without any training). Clusters and their names stay those of
-        the reference, unless ``unfrozen=True`` lets everything adapt.
-
-        Parameters
-        ----------
-        adata
-            New cells with the genes of the reference.
-        reference_model
-            A trained model, or the folder it was saved to.
-        **kwargs
-            As in :meth:`scvi.model.base.ArchesMixin.load_query_data`.
-
-        Returns
-        -------
-        A model of the new cells. Call ``train`` before its getters.
-
-        Raises
-        ------
-        ValueError
-            If genes are missing, the data are no counts, or a categorical covariate other than the batch has new
-            categories.
-        """
-        reference = reference_model if isinstance(reference_model, cls) else cls.load(reference_model, adata=False)
-        adata_matched = match_genes(adata, reference.gene_names_)
-        reference._check_categorical_covariates(adata_matched)
-        query = super().load_query_data(adata_matched, reference, **kwargs)
-        query.is_query_ = not kwargs.get("unfrozen", False)
-        query.gene_names_ = reference.gene_names_
-        _start_new_batches(query.module, reference.module)
-        return query
-
-    def _check_categorical_covariates(self, adata: AnnData) -> None:
-        state = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
-        for column, known in state.get("mappings", {}).items():
-            check_obs_keys(adata, {"categorical_covariate_keys": column})
-            unknown = sorted(set(adata.obs[column].astype(str)) - set(map(str, known)))
-            if unknown:
-                raise ValueError(
-                    f"`categorical_covariate_keys`: column {column!r} of `adata.obs` has new categories "
-                    f"{', '.join(unknown)}. Only the batch can grow in a query: join the columns into one `batch_key` "
-                    "when training the reference."
-                )
-
-
-def _start_new_batches(query: ClusteringModule, reference: ClusteringModule) -> None:
-    """Let new batches start as the mean of the known ones, instead of at random weights."""
-    n_old, n_new = reference.n_batch, query.n_batch
-    old_state = reference.state_dict()
-    with torch.no_grad():
-        for name, new in query.state_dict().items():
-            old = old_state[name]
-            if name == "batch_frequencies":
-                new[n_old:] = 0  # an average batch is one of the reference
-            elif name.endswith("decoder.log_theta"):
-                new[len(old) :] = old.mean(dim=0)
-            elif new.shape != old.shape:  # weights of a first layer; batch columns are last
-                n_columns = n_new if n_old == 1 else n_new - n_old  # a single batch has no column
-                known = old[:, -n_old:].mean(dim=1, keepdim=True) if n_old > 1 else torch.zeros_like(old[:, :1])
-                new[:, -n_columns:] = known
 
 
 def _seed() -> int:

@@ -20,6 +20,7 @@ from scdeepclust.nn import (
     Covariates,
     Dispersion,
     GeneLikelihood,
+    counts_from_csr,
     counts_from_dense,
     gaussian_log_likelihood,
     nb_log_likelihood,
@@ -136,9 +137,8 @@ class ClusteringModule(BaseModuleClass):
         self.batch_frequencies.copy_(torch.as_tensor(batch_frequencies))
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict:
-        x = tensors[REGISTRY_KEYS.X_KEY]
         return {
-            "counts": x if isinstance(x, Counts) else counts_from_dense(x),
+            "counts": _counts(tensors[REGISTRY_KEYS.X_KEY]),
             "covariates": self.covariates(tensors),
             "size_factor": tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY),
         }
@@ -249,3 +249,10 @@ class ClusteringModule(BaseModuleClass):
         )
         draws = outputs["px"].sample()
         return draws.permute(1, 2, 0).cpu() if n_samples > 1 else draws.cpu()
+
+
+def _counts(x: Counts | Tensor) -> Counts:
+    """Counts of a minibatch, also of a loader that is not ours."""
+    if isinstance(x, Counts):
+        return x
+    return counts_from_csr(x) if x.layout == torch.sparse_csr else counts_from_dense(x)

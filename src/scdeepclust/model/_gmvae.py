@@ -56,7 +56,7 @@ from scdeepclust.train import Initialiser, Minibatch, Phase, epochs_for_steps, t
 
 from ._base_model import ClusteringModel
 from ._base_module import ClusteringModule
-from ._checks import check_choice, check_init
+from ._checks import check_choice
 
 PriorEstimator = Literal["exact", "analytic_kl"]
 
@@ -295,8 +295,9 @@ class GMVAE(ClusteringModel, VAEMixin):
     adata
         Data registered by :meth:`setup_anndata`.
     n_clusters
-        Number of clusters. None finds it by merging micro-clusters until those left are well apart, and drops
-        components that end empty (:func:`scdeepclust.tl.estimate_n_clusters` shows the alternatives).
+        Number of clusters. None takes the number of communities that Leiden finds in the denoised expression of the
+        pretrained model, and drops components that end empty (:func:`scdeepclust.tl.estimate_n_clusters` shows the
+        alternatives).
     init
         Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
         ``"leiden"``, or one label per cell.
@@ -366,8 +367,6 @@ class GMVAE(ClusteringModel, VAEMixin):
         n_init: int = 3,
         registry: dict | None = None,
     ):
-        check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb", "poisson", "normal"))
-        check_choice("dispersion", dispersion, ("gene", "gene-batch", "gene-cell"))
         check_choice("prior_estimator", prior_estimator, ("exact", "analytic_kl"))
         module_kwargs = {
             "gene_likelihood": gene_likelihood,
@@ -385,12 +384,8 @@ class GMVAE(ClusteringModel, VAEMixin):
             "input_noise": input_noise,
             "encode_covariates": encode_covariates,
         }
-        super().__init__(adata, n_clusters, module_kwargs, registry)
-        check_init(init, self.summary_stats.n_cells, n_clusters)
-        self._init = init
-        self._n_init = n_init
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init)
         self._finds_n_clusters = n_clusters is None
-        self.initial_labels_: np.ndarray | None = None
         self.init_params_ = self._get_init_params(locals())
 
     # -- fit ----------------------------------------------------------------------------------------------------------
@@ -417,13 +412,10 @@ class GMVAE(ClusteringModel, VAEMixin):
 
     def _start_clusters(self, train_indices: np.ndarray) -> None:
         cells = np.sort(train_indices)
-        labels = self._start_labels(cells, self._init, self.n_clusters or None, self._n_init)
+        labels = self._start_labels(cells)
         moments = [(q["z_mean"], q["z_log_var"].exp()) for q in map(self._encode, self._minibatches(indices=cells))]
         z_mean, z_var = map(torch.cat, zip(*moments, strict=True))
         self.module.start_clusters(z_mean, z_var, torch.as_tensor(labels, device=self.device))
-        # loading rebuilds the module from these arguments
-        self.init_params_["non_kwargs"]["n_clusters"] = self.n_clusters
-        self.initial_labels_ = labels.astype(str)
 
     def _end_training(self, train_indices: np.ndarray) -> None:
         super()._end_training(train_indices)
@@ -431,7 +423,7 @@ class GMVAE(ClusteringModel, VAEMixin):
         if self._finds_n_clusters and n_active < self.n_clusters:
             # clusters are numbered by size, so that the empty ones are the last
             self.module.reorder_clusters(torch.arange(n_active, device=self.device))
-            self.init_params_["non_kwargs"]["n_clusters"] = self.n_clusters
+            self._keep_n_clusters(n_active)
 
     def _warn_if_degenerate(self, probabilities: np.ndarray) -> None:
         """Say so when components merged or one of them took all cells: seen from the entropies of the posterior."""

@@ -41,6 +41,7 @@ from scdeepclust.nn import (
     Dispersion,
     GeneLikelihood,
     assignment_kl,
+    column_sums,
     student_t_log_assignment,
     target_distribution,
 )
@@ -48,7 +49,10 @@ from scdeepclust.train import Initialiser, Phase, RefreshTargets, epochs_for_ste
 
 from ._base_model import ClusteringModel
 from ._base_module import ClusteringModule
-from ._checks import check_choice, check_init
+from ._checks import check_choice
+
+# Cells per block where assignments of all training cells are computed.
+BLOCK_ROWS = 4096
 
 
 class SCDeepClusterModule(ClusteringModule):
@@ -136,8 +140,8 @@ class SCDeepClusterModule(ClusteringModule):
         return LossOutput(loss=loss, reconstruction_loss=reconstruction, extra_metrics={"cluster_kl": kl})
 
     def _targets(self, cells: Tensor, log_q: Tensor) -> Tensor:
-        """Target distribution p (B, K): stored for each training cell, or from the current q and stored masses."""
-        if self.targets is not None:
+        """Target distribution p (B, K): as stored (training cells only), or from the current q and the masses."""
+        if self.targets is not None and self.training:
             p = self.targets[cells.to(self.targets.device)].to(log_q.device)
         else:
             p = target_distribution(log_q.detach().exp(), self.cluster_masses, self.balance)
@@ -174,8 +178,8 @@ class SCDeepCluster(ClusteringModel):
     adata
         Data registered by :meth:`setup_anndata`.
     n_clusters
-        Number of clusters. None finds it by merging micro-clusters until those left are well apart
-        (:func:`scdeepclust.tl.estimate_n_clusters` shows the alternatives).
+        Number of clusters. None takes the number of communities that Leiden finds in the denoised expression of the
+        pretrained model (:func:`scdeepclust.tl.estimate_n_clusters` shows the alternatives).
     init
         Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
         ``"leiden"``, or one label per cell.
@@ -195,8 +199,8 @@ class SCDeepCluster(ClusteringModel):
         Share of the start labels in the targets; 0 as published.
     targets
         ``"stored"`` keeps the target distribution of each cell over an epoch, as published; ``"streaming"`` keeps only
-        the masses of the clusters and computes targets from the current assignment: a slight change of method whose
-        memory does not grow with the number of cells.
+        the masses of the clusters and computes targets from the current assignment: a slight change of method that
+        needs no matrix of cells x clusters.
     encode_covariates
         Whether batch and covariates enter the encoder too, besides the decoder.
     n_init
@@ -242,8 +246,6 @@ class SCDeepCluster(ClusteringModel):
         tol: float = 1e-3,
         registry: dict | None = None,
     ):
-        check_choice("gene_likelihood", gene_likelihood, ("nb", "zinb", "poisson", "normal"))
-        check_choice("dispersion", dispersion, ("gene", "gene-batch", "gene-cell"))
         check_choice("targets", targets, ("stored", "streaming"))
         module_kwargs = {
             "gene_likelihood": gene_likelihood,
@@ -258,13 +260,9 @@ class SCDeepCluster(ClusteringModel):
             "anchor": anchor,
             "encode_covariates": encode_covariates,
         }
-        super().__init__(adata, n_clusters, module_kwargs, registry)
-        check_init(init, self.summary_stats.n_cells, n_clusters)
-        self._init = init
-        self._n_init = n_init
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init)
         self._tol = tol
         self._stores_targets = targets == "stored"
-        self.initial_labels_: np.ndarray | None = None
         self.init_params_ = self._get_init_params(locals())
 
     # -- fit ----------------------------------------------------------------------------------------------------------
@@ -289,23 +287,29 @@ class SCDeepCluster(ClusteringModel):
 
     def _start_clusters(self, train_indices: np.ndarray) -> None:
         cells = np.sort(train_indices)
-        labels = self._start_labels(cells, self._init, self.n_clusters or None, self._n_init)
+        labels = self._start_labels(cells)
         z = torch.as_tensor(self._latent(indices=cells), device=self.device)
         self.module.start_clusters(z, torch.as_tensor(labels, device=self.device))
         self.module.start_labels = torch.full((self.adata.n_obs,), -1).index_copy_(
             0, torch.as_tensor(cells), torch.as_tensor(labels)
         )
-        # loading rebuilds the module from these arguments
-        self.init_params_["non_kwargs"]["n_clusters"] = self.n_clusters
-        self.initial_labels_ = labels.astype(str)
 
+    @torch.no_grad()
     def _refresh_targets(self) -> np.ndarray:
-        """Renew the targets of the clustering phase; returns the current labels."""
-        q = torch.as_tensor(self._probabilities())
-        masses = q.sum(dim=0)
-        self.module.cluster_masses.copy_(masses)
-        self.module.targets = target_distribution(q, masses, self.module.balance) if self._stores_targets else None
-        return q.argmax(dim=1).numpy()
+        """Renew the targets from the current assignment of the training cells; returns their labels."""
+        module = self.module
+        cells = torch.as_tensor(np.sort(self.train_indices))
+        z = torch.as_tensor(self._latent(indices=cells.numpy()), device=self.device)
+        masses = column_sums(z, module.centers, module.bandwidth)
+        module.cluster_masses.copy_(masses)
+        module.targets = torch.zeros(self.adata.n_obs, self.n_clusters) if self._stores_targets else None
+        labels = []
+        for rows, block in zip(cells.split(BLOCK_ROWS), z.split(BLOCK_ROWS), strict=True):
+            q = student_t_log_assignment(block, module.centers, module.bandwidth).exp()
+            labels.append(q.argmax(dim=1).cpu().numpy())
+            if module.targets is not None:
+                module.targets[rows] = target_distribution(q, masses, module.balance).cpu()
+        return np.concatenate(labels)
 
     def _end_training(self, train_indices: np.ndarray) -> None:
         self.module.targets = self.module.start_labels = None

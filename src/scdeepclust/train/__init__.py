@@ -3,7 +3,7 @@
 from ._callbacks import GracefulInterrupt, PhaseProgressBar, RefreshTargets
 from ._data import BlockShuffleLoader, CountsDataset, CountsManager, CountsSplitter, Minibatch, to_device
 from ._init import Initialiser, given_labels, initial_labels, leiden_labels, nearest, one_thread
-from ._n_clusters import count_table, guess_n_clusters
+from ._n_clusters import count_table
 from ._phases import Phase, PhasedTrainingMixin, epochs_for_steps, split_cells
 from ._plan import ClusteringPlan, NonFiniteLossError
 
@@ -24,7 +24,6 @@ __all__ = [
     "count_table",
     "epochs_for_steps",
     "given_labels",
-    "guess_n_clusters",
     "initial_labels",
     "one_thread",
     "leiden_labels",

@@ -82,7 +82,7 @@ def initial_labels(
     if not isinstance(method, str):
         return given_labels(method, len(points), n_clusters)
     if n_clusters is None:
-        n_clusters = max(2, int(leiden_labels(points, seed=seed).max()) + 1)
+        n_clusters = n_communities(points, seed=seed)
     if method == "leiden":
         return leiden_labels(points, n_clusters=n_clusters, seed=seed)
     if method == "merge":
@@ -248,6 +248,11 @@ def leiden_labels(
         return labels
     means = np.stack([sample[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
     return nearest(points, means)
+
+
+def n_communities(points: np.ndarray, *, seed: int = 0) -> int:
+    """Number of communities that Leiden finds; at least 2."""
+    return max(2, int(leiden_labels(points, seed=seed).max()) + 1)
 
 
 def nearest(points: np.ndarray, centers: np.ndarray) -> np.ndarray:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ._init import MAX_POINTS, kmeans_labels
+from ._init import MAX_POINTS, kmeans_labels, n_communities
 
 # The largest number of clusters that is considered, and micro-clusters per such cluster.
 MAX_CLUSTERS = 40
 N_MICRO = 3
-
-# Two clusters are one if sqrt(share) * (squared distance / mean squared distance to the centre) is below this, where
-# share = n_a n_b / ((n_a + n_b) n). Chosen on real data sets with 5 to 19 known cell types.
-SEPARATION = 0.04
 
 # Numbers of the shortlist differ from each other by at least this factor.
 SHORTLIST_FACTOR = 1.2
@@ -43,7 +39,8 @@ def count_table(
     Indexed by ``n_clusters``, 2 to ``max_clusters``. ``separation``: how far apart the two closest clusters are, in
     units of the spread of all cells; falls with the number of clusters. ``gap``: log of the ratio of this separation
     to that of one cluster more; large where one cluster more would split something compact. ``stability``: mean
-    adjusted Rand index between repeats. ``rank``: 1 for the best guess, 2 and 3 for alternatives, 0 for others.
+    adjusted Rand index between repeats. ``rank``: 1 for the number of Leiden communities, 2 and 3 for alternatives
+    with a large gap, 0 for others.
     """
     from sklearn.metrics import adjusted_rand_score
 
@@ -63,16 +60,10 @@ def count_table(
         for i in range(len(table))
     ]
     table["rank"] = 0
-    for rank, number in enumerate(shortlist(table), start=1):
+    guess = min(n_communities(points, seed=seed), max_clusters)
+    for rank, number in enumerate(shortlist(table["gap"], guess), start=1):
         table.loc[number, "rank"] = rank
     return table
-
-
-def guess_n_clusters(points: np.ndarray, *, max_clusters: int = MAX_CLUSTERS, seed: int = 0) -> int:
-    """The best guess of :func:`count_table`, at a fraction of its cost."""
-    max_clusters = min(max_clusters, len(points) // 4)
-    separation, _ = merge_path(points, max_clusters, seed=seed)
-    return _first_guess(separation[:-1])
 
 
 def merge_path(points: np.ndarray, max_clusters: int, *, seed: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -101,17 +92,10 @@ def merge_path(points: np.ndarray, max_clusters: int, *, seed: int = 0) -> tuple
     return np.maximum.accumulate(path[::-1])[::-1], [labels[k] for k in numbers[:-1]]
 
 
-def _first_guess(separation: np.ndarray) -> int:
-    """Largest number whose clusters are all apart; separations are those of 2, 3, ... clusters."""
-    apart = np.flatnonzero(separation > SEPARATION)
-    return int(apart[-1]) + 2 if len(apart) else 2
-
-
-def shortlist(table: pd.DataFrame, n: int = 3) -> list[int]:
+def shortlist(gap: pd.Series, guess: int, n: int = 3) -> list[int]:
     """The best guess, then the numbers with the largest gaps that are not close to one already listed."""
-    guess = _first_guess(table["separation"].to_numpy())
     chosen = [guess]
-    near = table["gap"][(table.index >= guess / 2) & (table.index <= 2 * guess)]
+    near = gap[(gap.index >= guess / 2) & (gap.index <= 2 * guess)]
     for number in near.sort_values(ascending=False, kind="stable").index:
         if len(chosen) == n:
             break

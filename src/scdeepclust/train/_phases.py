@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -182,6 +183,7 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
         if settings.seed is not None:
             # the result must not depend on what was drawn before this call
             torch.manual_seed(settings.seed)
+        self.train_indices, self.validation_indices, self.test_indices = split
         self._begin_training()
         phases = self._phases(pretrain_epochs, max_epochs, len(split[0]), batch_size)
         common = {
@@ -211,7 +213,6 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
             history |= frames
             self.history_ = history
             self.phases_.append((phase.name, max((len(frame) for frame in frames.values()), default=0)))
-        self.train_indices, self.validation_indices, self.test_indices = split
         self._end_training(split[0])
 
     def _fit_phase(self, epochs, name, split, plan_kwargs, callbacks, common) -> tuple[dict[str, pd.DataFrame], bool]:
@@ -250,10 +251,11 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
     def _begin_training(self) -> None:
         """Set what the module needs to know of the data; called once, before the phases."""
 
+    @abstractmethod
     def _phases(
         self, pretrain_epochs: int | None, max_epochs: int | None, n_train: int, batch_size: int
     ) -> list[Phase]:
-        raise NotImplementedError
+        """The phases of one fit, in order; lengths that are None follow from the number of training cells."""
 
     def _end_training(self, train_indices: np.ndarray) -> None:
         """Set what follows from the fit; called once, after the phases."""
