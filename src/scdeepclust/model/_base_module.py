@@ -24,6 +24,7 @@ from scdeepclust.nn import (
     counts_from_dense,
     gaussian_log_likelihood,
     nb_log_likelihood,
+    normal_like,
     poisson_log_likelihood,
     zinb_log_likelihood,
 )
@@ -163,8 +164,9 @@ class ClusteringModule(BaseModuleClass):
         scale = TARGET_TOTAL * (-log_library).exp()  # (B,)
         # only non-zero counts need log1p; a zero count has the same value in every cell
         u = (-self.gene_mean / self.gene_sd).repeat(counts.n_cells, 1)
-        increase = torch.log1p(counts.value * scale[counts.row]) / self.gene_sd[counts.col]
-        u.index_put_((counts.row, counts.col), increase, accumulate=True)
+        logged = torch.log1p(counts.value * scale.index_select(0, counts.row))
+        increase = logged / self.gene_sd.index_select(0, counts.col)
+        u.view(-1).scatter_add_(0, counts.positions(), increase)
         return u.clamp_(-INPUT_BOUND, INPUT_BOUND)
 
     def encode(self, u: Tensor, covariates: Covariates) -> Tensor:
@@ -173,7 +175,31 @@ class ClusteringModule(BaseModuleClass):
 
     def with_noise(self, u: Tensor) -> Tensor:
         """The input as the encoder sees it: with noise in training, as it is otherwise."""
-        return u + self.input_noise * torch.randn_like(u) if self.training else u
+        return torch.add(u, normal_like(u), alpha=self.input_noise) if self.training else u
+
+    def forward(
+        self,
+        tensors: dict[str, Tensor],
+        get_inference_input_kwargs: dict | None = None,
+        get_generative_input_kwargs: dict | None = None,
+        inference_kwargs: dict | None = None,
+        generative_kwargs: dict | None = None,
+        loss_kwargs: dict | None = None,
+        compute_loss: bool = True,
+    ):
+        """Inference, generation and loss of one minibatch, as in scvi-tools.
+
+        The minibatch is moved to the device here: the parent class lets Lightning walk through every argument, which
+        takes as long as a small layer.
+        """
+        tensors = {name: value.to(self.gene_mean.device) for name, value in tensors.items()}
+        inference_input = self._get_inference_input(tensors, **(get_inference_input_kwargs or {}))
+        inferred = self.inference(**inference_input, **(inference_kwargs or {}))
+        generative_input = self._get_generative_input(tensors, inferred, **(get_generative_input_kwargs or {}))
+        generated = self.generative(**generative_input, **(generative_kwargs or {}))
+        if not compute_loss:
+            return inferred, generated
+        return inferred, generated, self.loss(tensors, inferred, generated, **(loss_kwargs or {}))
 
     # -- latent -> counts ---------------------------------------------------------------------------------------------
 

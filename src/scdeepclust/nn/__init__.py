@@ -13,6 +13,7 @@ from ._likelihoods import (
 from ._linear import FastLinear, use_fast_linear
 from ._mixture import GaussianMixture, StyleOffsets, clamp_component_log_var, diag_gaussian_log_prob
 from ._networks import CountDecoder, CountHeads, CovariateMLP, Covariates, Dispersion, GeneLikelihood
+from ._noise import normal_like
 
 __all__ = [
     "CountDecoder",
@@ -33,6 +34,7 @@ __all__ = [
     "diag_gaussian_log_prob",
     "gaussian_log_likelihood",
     "nb_log_likelihood",
+    "normal_like",
     "poisson_log_likelihood",
     "student_t_log_assignment",
     "target_distribution",

@@ -90,8 +90,10 @@ class CovariateMLP(nn.Module):
 
     def forward(self, x: Tensor, covariates: Covariates | None = None) -> Tensor:
         """Features of each cell, (..., n_hidden)."""
-        if covariates is None or not self.layers.n_cov:
-            return self.layers(x, *([None] * len(self.layers.n_cat_list)))
+        if covariates is None or not self.layers.n_cov:  # as FCLayers, which would copy the input to join nothing to it
+            for layer in (layer for block in self.layers.fc_layers for layer in block if layer is not None):
+                x = layer(x)
+            return x
         return self.layers(x, *covariates.categorical, covariates.batch, cont=covariates.continuous)
 
 
