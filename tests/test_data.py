@@ -28,13 +28,16 @@ def manager(adata):
     return SCDeepCluster._get_most_recent_anndata_manager(adata)
 
 
-def test_a_minibatch_holds_the_rows_asked_for(adata):
-    dataset = CountsDataset(manager(adata), load_sparse_tensor=True)
-    for rows in ([5, 3, 17], [4, 5, 6], [9]):
-        minibatch = dataset[rows]
-        np.testing.assert_array_equal(minibatch["X"].to_dense().numpy(), adata.X[rows].toarray())
-        np.testing.assert_array_equal(minibatch[CELL_INDEX], rows)
-        np.testing.assert_array_equal(minibatch["batch"].ravel(), adata.obs["batch"].cat.codes.iloc[rows])
+@pytest.mark.parametrize("from_file", [False, True])
+@pytest.mark.parametrize("rows", [[5, 3, 17], [4, 5, 6], [4, 6, 7], [9]])
+def test_a_minibatch_holds_the_rows_asked_for(backed, from_file, rows):
+    adata, on_disk = backed
+    dataset = CountsDataset(manager(on_disk if from_file else adata), load_sparse_tensor=True)
+    rows = sorted(rows) if from_file else rows  # HDF5 reads increasing row numbers only
+    minibatch = dataset[rows]
+    np.testing.assert_array_equal(minibatch["X"].to_dense().numpy(), adata.X[rows].toarray())
+    np.testing.assert_array_equal(minibatch[CELL_INDEX], rows)
+    np.testing.assert_array_equal(minibatch["batch"].ravel(), adata.obs["batch"].cat.codes.iloc[rows])
 
 
 def test_stored_zeros_are_no_counts(adata):

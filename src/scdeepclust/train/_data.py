@@ -54,12 +54,16 @@ class CountsDataset(AnnTorchDataset):
 
     def read(self, rows: np.ndarray) -> Block:
         """Registered data of some rows, sparse counts as CSR."""
-        contiguous = len(rows) > 1 and (np.diff(rows) == 1).all()
-        index = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows  # a slice reads far faster from a file
+        first, last = int(rows.min()), int(rows.max()) + 1
+        contiguous = last - first == len(rows) > 1 and bool((np.diff(rows) == 1).all())
+        # a slice reads far faster from a file than rows one by one, even if not all of it is wanted
+        by_slice = contiguous or (self.adata_manager.adata.isbacked and last - first <= 2 * len(rows))
+        index = slice(first, last) if by_slice else rows
         block: Block = {CELL_INDEX: rows.astype(np.int64)}
         for key, dtype in self.keys_and_dtypes.items():
             data = self.data[key]
             values = data.iloc[index].to_numpy() if isinstance(data, pd.DataFrame) else data[index]
+            values = values[rows - first] if by_slice and not contiguous else values
             values = values.astype(dtype, copy=contiguous)
             block[key] = values.tocsr() if issparse(values) else values
         return block
