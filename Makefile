@@ -62,7 +62,7 @@ $(VENV)/.user: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.user
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[test,lint,docs,bench]'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[test,lint,docs,bench,time]'
 	@touch $@
 
 # No constraints here: the point is to meet the newest releases.
@@ -70,5 +70,5 @@ $(NEWEST)/.developer: pyproject.toml constraints.txt
 	@test -n "$(PYTHON_NEWEST)" || { echo "No Python >= 3.12 found; name one: make test-newest PYTHON_NEWEST=/path/to/python"; exit 1; }
 	test -x $(NEWEST)/bin/python || "$(PYTHON_NEWEST)" -m venv $(NEWEST)
 	$(NEWEST)/bin/python $(PIP_INSTALL) $(TORCH)
-	$(NEWEST)/bin/python $(PIP_INSTALL) 'scvi-tools>=1.5' -e '.[test]'
+	$(NEWEST)/bin/python $(PIP_INSTALL) 'scvi-tools>=1.5' -e '.[test,time]'
 	@touch $@

@@ -34,6 +34,36 @@ class ResultKeys(NamedTuple):
         return f"{self.key}_probabilities"
 
     @property
+    def node(self) -> str:
+        """``obs``: node of the map, ``"r{row}c{column}"``."""
+        return f"{self.key}_node"
+
+    @property
+    def row(self) -> str:
+        """``obs``: row of the node."""
+        return f"{self.key}_row"
+
+    @property
+    def column(self) -> str:
+        """``obs``: column of the node."""
+        return f"{self.key}_column"
+
+    @property
+    def distance(self) -> str:
+        """``obs``: distance of the cell to its node (quantisation error)."""
+        return f"{self.key}_distance"
+
+    @property
+    def map(self) -> str:
+        """``obsm``: place on the map, column (x) and row (y) between the nodes."""
+        return f"X_{self.key}_map"
+
+    @property
+    def profiles(self) -> str:
+        """``varm``: expected share of each gene at each node."""
+        return f"{self.key}_profiles"
+
+    @property
     def uns(self) -> str:
         """``uns``: parameters, versions and scalars of the fit."""
         return self.key

@@ -2,5 +2,6 @@
 
 from ._gmvae import GMVAE
 from ._scdeepcluster import SCDeepCluster
+from ._somvae import SOMVAE
 
-__all__ = ["GMVAE", "SCDeepCluster"]
+__all__ = ["GMVAE", "SCDeepCluster", "SOMVAE"]

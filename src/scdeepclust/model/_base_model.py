@@ -224,11 +224,14 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseM
 
     # -- start of the clusters ----------------------------------------------------------------------------------------
 
-    def _start_labels(self, cells: np.ndarray) -> np.ndarray:
-        """Labels (n,) int64 for the clustering phase to start from, largest cluster first."""
+    def _start_labels(self, cells: np.ndarray, points: np.ndarray | None = None) -> np.ndarray:
+        """Labels (n,) int64 for the clustering phase to start from, largest cluster first.
+
+        ``points`` are the denoised points of these cells where the caller has them already.
+        """
         n_clusters = self.n_clusters or None
         if isinstance(self._init, str):
-            points = self._denoised_points(cells)
+            points = self._denoised_points(cells) if points is None else points
             labels = initial_labels(points, self._init, n_clusters, n_init=self._n_init, seed=_seed())
         else:
             labels = given_labels(self._init, self.adata.n_obs, n_clusters)[cells]

@@ -14,6 +14,18 @@ from ._linear import FastLinear, use_fast_linear
 from ._mixture import GaussianMixture, StyleOffsets, clamp_component_log_var, diag_gaussian_log_prob
 from ._networks import CountDecoder, CountHeads, CovariateMLP, Covariates, Dispersion, GeneLikelihood
 from ._noise import normal_like
+from ._som import (
+    Grid,
+    neighbourhood,
+    node_distances,
+    smoothed_transitions,
+    smoothness_loss,
+    soft_som_loss,
+    som_loss,
+    stationary_distribution,
+    topographic_error,
+    transition_loss,
+)
 
 __all__ = [
     "CountDecoder",
@@ -25,6 +37,7 @@ __all__ = [
     "FastLinear",
     "GaussianMixture",
     "GeneLikelihood",
+    "Grid",
     "StyleOffsets",
     "assignment_kl",
     "clamp_component_log_var",
@@ -34,10 +47,19 @@ __all__ = [
     "diag_gaussian_log_prob",
     "gaussian_log_likelihood",
     "nb_log_likelihood",
+    "neighbourhood",
+    "node_distances",
     "normal_like",
     "poisson_log_likelihood",
+    "smoothed_transitions",
+    "smoothness_loss",
+    "soft_som_loss",
+    "som_loss",
+    "stationary_distribution",
     "student_t_log_assignment",
     "target_distribution",
+    "topographic_error",
+    "transition_loss",
     "use_fast_linear",
     "zinb_log_likelihood",
 ]

@@ -7,5 +7,6 @@ from scdeepclust.pl._clusters import cluster_sizes
 from scdeepclust.pl._embedding import confidence, overview
 from scdeepclust.pl._history import history
 from scdeepclust.pl._n_clusters import n_clusters
+from scdeepclust.pl._som import som, transitions
 
-__all__ = ["benchmark_table", "cluster_sizes", "confidence", "history", "n_clusters", "overview"]
+__all__ = ["benchmark_table", "cluster_sizes", "confidence", "history", "n_clusters", "overview", "som", "transitions"]

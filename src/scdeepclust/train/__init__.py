@@ -3,11 +3,23 @@
 from ._callbacks import GracefulInterrupt, PhaseProgressBar, RefreshTargets
 from ._data import BlockShuffleLoader, CountsDataset, CountsManager, CountsSplitter, Minibatch, to_device
 from ._init import Initialiser, given_labels, initial_labels, leiden_labels, nearest, one_thread
+from ._map import FINAL_RADIUS, choose_grid, fill_dead_nodes, lay_map, vote_regions
 from ._n_clusters import count_table
 from ._phases import Phase, PhasedTrainingMixin, epochs_for_steps, split_cells
 from ._plan import ClusteringPlan, NonFiniteLossError
+from ._time import are_sequences, cell_pairs, count_pairs, require_transport, time_codes
 
 __all__ = [
+    "time_codes",
+    "require_transport",
+    "count_pairs",
+    "cell_pairs",
+    "are_sequences",
+    "FINAL_RADIUS",
+    "vote_regions",
+    "lay_map",
+    "fill_dead_nodes",
+    "choose_grid",
     "BlockShuffleLoader",
     "ClusteringPlan",
     "CountsDataset",

@@ -1,0 +1,142 @@
+"""A grid of nodes: neighbourhoods, the terms that lay it into a latent space, and how well it lies there."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Grid(NamedTuple):
+    """A rectangular grid of nodes without wrap-around; node k lies in row ``k // n_cols`` and column ``k % n_cols``.
+
+    Parameters
+    ----------
+    n_rows, n_cols
+        Size of the grid.
+
+    Examples
+    --------
+    >>> from scdeepclust.nn import Grid
+    >>> Grid(2, 3).coordinates()[4]
+    tensor([1., 1.])
+    """
+
+    n_rows: int
+    n_cols: int
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of nodes, K."""
+        return self.n_rows * self.n_cols
+
+    def coordinates(self) -> Tensor:
+        """Row and column of each node, (K, 2) float32."""
+        row, col = torch.meshgrid(torch.arange(self.n_rows), torch.arange(self.n_cols), indexing="ij")
+        return torch.stack([row.flatten(), col.flatten()], dim=1).float()
+
+    def squared_distances(self) -> Tensor:
+        """Squared distances of the nodes on the grid, (K, K)."""
+        at = self.coordinates()
+        return (at.unsqueeze(1) - at.unsqueeze(0)).square().sum(dim=2)
+
+    def adjacency(self, diagonal: bool = False) -> Tensor:
+        """Which nodes are neighbours, (K, K) bool: up, down, left, right, and with ``diagonal`` all eight around."""
+        squared = self.squared_distances()
+        return (squared > 0) & (squared <= (2 if diagonal else 1))
+
+
+def neighbourhood(squared_distances: Tensor, radius: float) -> Tensor:
+    """Gaussian weights of the nodes around each node, (K, K); each row sums to one.
+
+    Nodes beyond an edge do not exist, so the weights at an edge are shared by fewer nodes.
+    """
+    return torch.softmax(-squared_distances / (2 * radius**2), dim=1)
+
+
+def node_distances(z: Tensor, codebook: Tensor) -> Tensor:
+    """Squared Euclidean distances of latent codes (..., D) to the nodes (K, D), shape (..., K)."""
+    cross = z @ codebook.T
+    squared = z.square().sum(dim=-1, keepdim=True) + codebook.square().sum(dim=-1) - 2 * cross
+    return squared.clamp_min(0)
+
+
+def som_loss(distances: Tensor, node: Tensor, weights: Tensor) -> Tensor:
+    """Mean squared distance of each cell to the nodes around its own, (B,).
+
+    Parameters
+    ----------
+    distances
+        Squared distances (B, K) of detached latent codes to the nodes: only the codebook is moved.
+    node
+        Node of each cell (B,).
+    weights
+        Neighbourhood (K, K).
+    """
+    return (weights[node] * distances).sum(dim=1)
+
+
+def soft_som_loss(log_s: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy between each cell's assignment, spread over the neighbourhood, and the assignment itself, (B,).
+
+    The soft counterpart of :func:`som_loss` (DPSOM): where a cell is likely, the nodes around must be likely too.
+    """
+    return -((log_s.detach().exp() @ weights) * log_s).sum(dim=1)
+
+
+def topographic_error(distances: Tensor, adjacency: Tensor) -> float:
+    """Share of the cells whose two nearest nodes are no neighbours on the grid.
+
+    Parameters
+    ----------
+    distances
+        Distances of cells to nodes (B, K).
+    adjacency
+        Neighbours (K, K), usually all eight around a node.
+    """
+    first, second = distances.topk(2, dim=1, largest=False).indices.unbind(dim=1)
+    return 1 - adjacency[first, second].float().mean().item()
+
+
+# -- transitions ------------------------------------------------------------------------------------------------------
+
+
+def transition_loss(log_p: Tensor, source: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of -log P[k_i, k_j] over pairs of nodes, for log-probabilities (K, K)."""
+    return -(weight * log_p[source, target]).sum() / weight.sum()
+
+
+def smoothness_loss(transitions: Tensor, source: Tensor, target_distances: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean over pairs of the expected squared distance of the later cell to where the earlier one would go.
+
+    Parameters
+    ----------
+    transitions
+        Row-stochastic matrix P (K, K), held fixed.
+    source
+        Node of the earlier cell (M,).
+    target_distances
+        Squared distances of the later cell to all nodes (M, K).
+    weight
+        Weight of each pair (M,).
+    """
+    expected = (transitions.detach()[source] * target_distances).sum(dim=1)
+    return (weight * expected).sum() / weight.sum()
+
+
+def smoothed_transitions(counts: Tensor, pseudo_count: float) -> Tensor:
+    """Row-stochastic matrix from (weighted) counts (K, K) with ``pseudo_count`` spread over each row."""
+    n_nodes = counts.shape[1]
+    return (counts + pseudo_count / n_nodes) / (counts.sum(dim=1, keepdim=True) + pseudo_count)
+
+
+def stationary_distribution(transitions: Tensor, n_steps: int = 1000) -> Tensor:
+    """Share of time that a chain spends in each state in the long run, (K,), from a uniform start.
+
+    The chain is made lazy (it stays with probability 1/2), which changes nothing but periodicity.
+    """
+    share = torch.full((len(transitions),), 1 / len(transitions), dtype=transitions.dtype)
+    for _ in range(n_steps):
+        share = (share + share @ transitions) / 2
+    return share / share.sum()
