@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scvi
+import torch
 from scipy.sparse import csc_matrix, csr_array
 from sklearn.metrics import adjusted_rand_score
 
@@ -42,6 +43,12 @@ def fitted(model_cls, adata, *, setup=None, n_clusters=4, **train):
 def test_own_labels_recover_simulated_clusters(model_cls, adata):
     model = fitted(model_cls, adata, pretrain_epochs=60, max_epochs=30)
     assert adjusted_rand_score(adata.obs["cell_type"], model.predict()) > 0.9
+
+
+def test_training_in_half_precision(model_cls, adata):
+    model = fitted(model_cls, adata, pretrain_epochs=60, max_epochs=20, precision="bf16-mixed")
+    assert adjusted_rand_score(adata.obs["cell_type"], model.predict()) > 0.8
+    assert all(p.dtype == torch.float32 for p in model.module.parameters())
 
 
 def test_predict_returns_strings_by_size_and_probabilities_that_sum_to_one(model_cls, adata):
@@ -116,6 +123,8 @@ def test_load_without_data_then_predict_new_cells(model_cls, adata, tmp_path):
     loaded = model_cls.load(str(tmp_path / "m"), adata=False)
     with pytest.raises(ValueError, match="`adata` is needed"):
         loaded.predict()
+    with pytest.raises(ValueError, match="has no `adata`"):
+        loaded.train(**SHORT)
     new = sdc.datasets.simulate_counts(
         50, 200, n_clusters=4, n_batches=2, marker_log_fold_change=2.5, depth=120, seed=1
     )

@@ -172,10 +172,19 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
 
         Raises
         ------
+        ValueError
+            If an argument is out of range, or the model was loaded without data.
         scdeepclust.train.NonFiniteLossError
             When the loss is not finite; the model keeps its last good state.
         """
         check_epochs(max_epochs=max_epochs, pretrain_epochs=pretrain_epochs)
+        if self.adata is None or "datamodule" in trainer_kwargs:
+            raise ValueError(
+                "`train` needs the cells themselves, but this model "
+                + ("has no `adata`." if self.adata is None else "was given a `datamodule`.")
+                + " Load or make it with `adata`; data larger than memory can stay in a file opened with "
+                "`anndata.read_h5ad(path, backed='r')`."
+            )
         if train_size is None:
             train_size = 0.9 if early_stopping else 1.0
         seed = settings.seed if settings.seed is not None else 0

@@ -92,6 +92,8 @@ class ClusteringPlan(TrainingPlan):
     def _fused_adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         parameters = list(parameters)
         fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+        # with mixed precision Lightning refuses to clip gradients for an optimiser that may unscale them by itself
+        fused = fused and self.trainer.precision == "32-true"
         return torch.optim.Adam(parameters, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
 
     def on_train_batch_start(self, batch, batch_idx):
