@@ -45,6 +45,21 @@ def test_merging_keeps_a_large_group_whole_where_k_means_splits_it():
     assert merged > kmeans + 0.3
 
 
+def test_of_several_partitions_the_most_typical_is_taken(monkeypatch):
+    points, truth = blobs([100, 60, 40])
+    good = np.stack([points[truth == k].mean(axis=0) for k in range(3)])
+    odd = np.stack([good[0] - 2, good[0] + 2, good[1:].mean(axis=0)])
+    seeds = []
+
+    def centers(points, n_clusters, *, n_init, seed):
+        seeds.append(seed)
+        return odd if len(seeds) in (1, 3) else good
+
+    monkeypatch.setattr(init_module, "_merged_centers", centers)
+    assert adjusted_rand_score(truth, init_module.merged_labels(points, 3)) == 1
+    assert len(set(seeds)) == len(seeds) == init_module.N_CANDIDATES
+
+
 def test_no_number_means_leiden():
     points, truth = blobs([100, 80, 60, 60])
     assert adjusted_rand_score(truth, initial_labels(points, "merge", None)) > 0.5
