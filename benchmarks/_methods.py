@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -207,21 +208,39 @@ def scvi(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels
 
 
 def scdeepcluster(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
+    model, fit = fit_model("SCDeepCluster", adata, k, seed)
+    with Timer() as timer:
+        labels = np.asarray(model.predict())
+    yield Labels("scdeepcluster", "given", labels, fit, timer)
+    yield Labels("scdeepcluster:start", "given", np.asarray(model.initial_labels_), fit, timer)
+
+
+def gmvae(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
+    for suffix, k_is, n_clusters in (("", "given", k), ("+auto", "estimated", None)):
+        if not wanted & {f"gmvae{suffix}", f"gmvae{suffix}:start"}:
+            continue
+        model, fit = fit_model("GMVAE", adata, n_clusters, seed)
+        with Timer() as timer:
+            labels = np.asarray(model.predict())
+        yield Labels(f"gmvae{suffix}", k_is, labels, fit, timer)
+        yield Labels(f"gmvae{suffix}:start", k_is, np.asarray(model.initial_labels_), fit, timer)
+
+
+def fit_model(name: str, adata: AnnData, n_clusters: int | None, seed: int) -> tuple[Any, Timer]:
+    """A model of this package at its defaults, and what the fit cost."""
     import scvi as scvi_tools
 
     import scdeepclust as sdc
 
     scvi_tools.settings.seed = seed
     one_thread()
-    adata = adata.copy()
-    sdc.model.SCDeepCluster.setup_anndata(adata, layer="counts", batch_key=batch_key(adata))
+    adata = adata.copy()  # setup_anndata writes into it
+    model_class = getattr(sdc.model, name)
+    model_class.setup_anndata(adata, layer="counts", batch_key=batch_key(adata))
     with Timer() as fit:
-        model = sdc.model.SCDeepCluster(adata, n_clusters=k)
+        model = model_class(adata, n_clusters=n_clusters)
         model.train(accelerator="cpu", enable_progress_bar=False)
-    with Timer() as timer:
-        labels = np.asarray(model.predict())
-    yield Labels("scdeepcluster", "given", labels, fit, timer)
-    yield Labels("scdeepcluster:start", "given", np.asarray(model.initial_labels_), fit, timer)
+    return model, fit
 
 
 FAMILIES: dict[str, tuple[Callable[[AnnData, int, int, set[str]], Iterator[Labels]], tuple[str, ...]]] = {
@@ -229,6 +248,7 @@ FAMILIES: dict[str, tuple[Callable[[AnnData, int, int, set[str]], Iterator[Label
     "harmony": (harmony, ("harmony+kmeans",)),
     "scvi": (scvi, ("scvi+kmeans", "scvi+leiden-k", "scvi+leiden")),
     "scdeepcluster": (scdeepcluster, ("scdeepcluster:start", "scdeepcluster")),
+    "gmvae": (gmvae, ("gmvae:start", "gmvae", "gmvae+auto")),
 }
 METHODS = tuple(method for _, methods in FAMILIES.values() for method in methods)
 

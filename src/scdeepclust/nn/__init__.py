@@ -14,6 +14,7 @@ from ._linear import FastLinear, use_fast_linear
 from ._mixture import GaussianMixture, StyleOffsets, clamp_component_log_var, diag_gaussian_log_prob
 from ._networks import CountDecoder, CountHeads, CovariateMLP, Covariates, Dispersion, GeneLikelihood
 from ._noise import normal_like
+from ._prior import MixtureDivergence, PriorEstimator, mixture_divergence, standard_normal_kl
 from ._som import (
     Grid,
     neighbourhood,
@@ -38,6 +39,8 @@ __all__ = [
     "GaussianMixture",
     "GeneLikelihood",
     "Grid",
+    "MixtureDivergence",
+    "PriorEstimator",
     "StyleOffsets",
     "assignment_kl",
     "clamp_component_log_var",
@@ -46,6 +49,7 @@ __all__ = [
     "counts_from_dense",
     "diag_gaussian_log_prob",
     "gaussian_log_likelihood",
+    "mixture_divergence",
     "nb_log_likelihood",
     "neighbourhood",
     "node_distances",
@@ -56,6 +60,7 @@ __all__ = [
     "soft_som_loss",
     "som_loss",
     "stationary_distribution",
+    "standard_normal_kl",
     "student_t_log_assignment",
     "target_distribution",
     "topographic_error",
