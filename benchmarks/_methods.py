@@ -226,8 +226,8 @@ def gmvae(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Label
         yield Labels(f"gmvae{suffix}:start", k_is, np.asarray(model.initial_labels_), fit, timer)
 
 
-def fit_model(name: str, adata: AnnData, n_clusters: int | None, seed: int) -> tuple[Any, Timer]:
-    """A model of this package at its defaults, and what the fit cost."""
+def fit_model(name: str, adata: AnnData, n_clusters: int | None, seed: int, **options: Any) -> tuple[Any, Timer]:
+    """A model of this package, at its defaults but for `options`, and what the fit cost."""
     import scvi as scvi_tools
 
     import scdeepclust as sdc
@@ -238,7 +238,7 @@ def fit_model(name: str, adata: AnnData, n_clusters: int | None, seed: int) -> t
     model_class = getattr(sdc.model, name)
     model_class.setup_anndata(adata, layer="counts", batch_key=batch_key(adata))
     with Timer() as fit:
-        model = model_class(adata, n_clusters=n_clusters)
+        model = model_class(adata, n_clusters=n_clusters, **options)
         model.train(accelerator="cpu", enable_progress_bar=False)
     return model, fit
 

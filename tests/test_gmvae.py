@@ -11,7 +11,7 @@ from scvi.module.base import BaseModuleClass
 
 import scdeepclust as sdc
 from scdeepclust.model import GMVAE
-from scdeepclust.model._gmvae import GMVAEModule
+from scdeepclust.model._gmvae_module import GMVAEModule
 from scdeepclust.nn import counts_from_dense
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}

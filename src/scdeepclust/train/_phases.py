@@ -96,6 +96,8 @@ def quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             # the split is ours on purpose, and has no last minibatch that a layer could not take
             warnings.filterwarnings("ignore", message="Last batch will have a small size")
+            # and networks that do not learn stay in evaluation mode
+            warnings.filterwarnings("ignore", message="Found .* in eval mode")
             warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             yield

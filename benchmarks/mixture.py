@@ -1,0 +1,222 @@
+"""Claims about the mixture of GMVAE: calibration, depth, a private cell type, the estimator -> one CSV, one page.
+
+    python benchmarks/mixture.py               # everything that is missing
+    python benchmarks/mixture.py --seeds 0     # one seed
+    python benchmarks/mixture.py --table       # only rewrite the page
+
+What needs real data is skipped where the file is missing (see SCDEEPCLUST_DATA).
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from _methods import fit_model, load  # first: it sets the number of threads
+
+# isort: split
+import numpy as np
+import pandas as pd
+from _page import markdown
+from _rows import append_rows, package_list, seed_list
+
+HERE = Path(__file__).resolve().parent
+CSV = HERE / "results" / "mixture.csv"
+PAGE = HERE.parent / "docs" / "benchmarks" / "mixture.md"
+QUALITY = HERE / "results" / "quality.csv"
+
+BLADDER = "mouse_bladder_2100"
+N_BINS = 10
+
+
+def calibration(seed: int) -> dict[str, float]:
+    """Five types that overlap, in two batches: is a cell with confidence p right with probability p?"""
+    import scdeepclust as sdc
+
+    scores = {}
+    for fold_change in (1.25, 1.5, 2.0):
+        adata = sdc.datasets.simulate_counts(
+            2000, 300, n_clusters=5, n_batches=2, marker_log_fold_change=fold_change, depth=300, seed=seed
+        )
+        model, _ = fit_model("GMVAE", adata, 5, seed)
+        confidence = model.predict(soft=True).max(axis=1).to_numpy()
+        correct = matched_types(adata.obs["cell_type"].to_numpy(), model.predict()) == adata.obs["cell_type"].to_numpy()
+        scores[f"accuracy, fold change e^{fold_change}"] = correct.mean()
+        scores[f"mean confidence, fold change e^{fold_change}"] = confidence.mean()
+        scores[f"calibration error, fold change e^{fold_change}"] = calibration_error(confidence, correct)
+    return scores
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Expected calibration error: mean distance of confidence and accuracy over bins of confidence."""
+    bins = np.minimum((confidence * N_BINS).astype(int), N_BINS - 1)
+    gap = np.bincount(bins, weights=correct - confidence)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def matched_types(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Type of each cell's cluster, clusters matched to types one to one."""
+    from scipy.optimize import linear_sum_assignment
+
+    table = pd.crosstab(labels, truth)
+    rows, columns = linear_sum_assignment(-table.to_numpy())
+    names = dict(zip(table.index[rows], table.columns[columns], strict=True))
+    return np.array([names.get(label, "") for label in labels])
+
+
+def private_type(seed: int) -> dict[str, float]:
+    """Five types in two batches, one of them in a single batch: F1 of its own cluster."""
+    import scdeepclust as sdc
+
+    adata = sdc.datasets.simulate_counts(
+        1500, 300, n_clusters=5, n_batches=2, marker_log_fold_change=2.0, depth=500, seed=seed
+    )
+    private = ((adata.obs["cell_type"] == "type_4") & (adata.obs["batch"] == "batch_1")).to_numpy()
+    adata = adata[~private].copy()
+    model, _ = fit_model("GMVAE", adata, 5, seed)
+    obs = adata.obs.assign(found=model.predict())
+    scores = sdc.tl.score_clusters(obs, "found", label_key="cell_type").loc["found"]
+    return {"F1 of the private type": scores["f1[type_4]"], "ARI": scores["ARI"]}
+
+
+def depth(seed: int) -> dict[str, float]:
+    """Share of the variance of the latent space that log depth explains, and that cell types explain."""
+    adata = load(BLADDER)
+    if adata is None:
+        return {}
+    model, _ = fit_model("GMVAE", adata, adata.obs["cell_type"].nunique(), seed)
+    z = model.get_latent_representation()
+    log_depth = np.log(np.asarray(adata.layers["counts"].sum(axis=1)).ravel())
+    types = pd.get_dummies(adata.obs["cell_type"]).to_numpy(dtype=float)
+    return {
+        "R2 of the latent space given depth": explained(z, log_depth[:, None]),
+        "R2 of depth given the latent space": explained(log_depth[:, None], z),
+        "R2 of the latent space given cell types": explained(z, types),
+    }
+
+
+def explained(y: np.ndarray, x: np.ndarray) -> float:
+    """Share of the variance of all columns of y that a linear model of x explains."""
+    x = np.column_stack([np.ones(len(x)), x])
+    residual = y - x @ np.linalg.lstsq(x, y, rcond=None)[0]
+    return float(1 - residual.var(axis=0).sum() / y.var(axis=0).sum())
+
+
+def estimator(seed: int) -> dict[str, float]:
+    """The exact prior term and the published one: components in use, labels."""
+    from sklearn.metrics import adjusted_rand_score
+
+    adata = load(BLADDER)
+    if adata is None:
+        return {}
+    truth = adata.obs["cell_type"]
+    scores = {}
+    for name in ("exact", "analytic_kl"):
+        model, _ = fit_model("GMVAE", adata, truth.nunique(), seed, prior_estimator=name)
+        scores[f"components in use, {name}"] = model.n_active_
+        scores[f"ARI, {name}"] = adjusted_rand_score(truth, model.predict())
+    return scores
+
+
+CLAIMS: dict[str, tuple[str, Callable[[int], dict[str, float]]]] = {
+    "calibration": (
+        "Confidence as a probability: 2000 simulated cells, 300 genes, five types, two batches. Accuracy is that after "
+        "matching clusters to types one to one; the expected calibration error is the mean distance of confidence and "
+        f"accuracy over {N_BINS} bins. The lower the fold change of the markers, the more the types overlap.",
+        calibration,
+    ),
+    "private type": (
+        "A cell type that only one batch has, simulated: it should stay a cluster of its own.",
+        private_type,
+    ),
+    "depth": (
+        f"Sequencing depth in the latent space of `{BLADDER}`: shares of explained variance, linear.",
+        depth,
+    ),
+    "estimator": (
+        f"`prior_estimator` on `{BLADDER}`, 16 components: the exact prior term, and the published estimate of it.",
+        estimator,
+    ),
+}
+
+
+def run(claims: list[str], seeds: list[int], again: bool) -> None:
+    for claim in claims:
+        for seed in seeds:
+            known = pd.read_csv(CSV) if CSV.exists() else pd.DataFrame(columns=["claim", "seed"])
+            if ((known.claim == claim) & (known.seed == seed)).any() and not again:
+                continue
+            scores = CLAIMS[claim][1](seed)
+            if not scores:
+                continue
+            rows = pd.DataFrame(
+                {"claim": claim, "seed": seed, "quantity": list(scores), "value": list(scores.values())}
+            )
+            append_rows(CSV, rows.round(4).assign(versions=package_list()), ["claim", "seed", "quantity"])
+            print(claim, seed, {name: round(float(value), 3) for name, value in scores.items()}, flush=True)
+
+
+def open_number_section() -> str:
+    """Error of the number of clusters and what not knowing it costs, from the rows of `quality.py`."""
+    rows = pd.read_csv(QUALITY).drop_duplicates(["data", "method", "seed"], keep="last")
+    given = rows[rows.method == "gmvae"].set_index(["data", "seed"])
+    found = rows[rows.method == "gmvae+auto"].set_index(["data", "seed"])
+    if found.empty:
+        return ""
+    table = pd.DataFrame({"types": found.n_types, "found": found.n_clusters, "ari": found.ari, "given": given.ari})
+    table = table.dropna()
+    mean = table.groupby(level="data").mean()
+    error = (table["found"] - table["types"]).abs() / table["types"]
+    lines = [["data", "types in the labels", "clusters found", "ARI, number given", "ARI, number found"]]
+    for name, row in mean.iterrows():
+        lines.append([str(name), f"{row.types:.0f}", f"{row.found:.1f}", f"{row.given:.3f}", f"{row.ari:.3f}"])
+    return f"""## number of clusters left open
+
+From the rows of [label quality](quality.md), means over seeds. Median relative error of the number:
+{error.median():.2f}; median loss of adjusted Rand index: {(table["given"] - table["ari"]).median():.3f}.
+
+{markdown(lines)}
+"""
+
+
+def write_page() -> None:
+    rows = pd.read_csv(CSV)
+    sections = []
+    for claim, (text, _) in CLAIMS.items():
+        part = rows[rows.claim == claim]
+        if part.empty:
+            continue
+        values = part.groupby("quantity", sort=False)["value"].agg(["mean", "std", "min", "max"])
+        lines = [["quantity", "mean", "sd", "smallest", "largest"]]
+        lines += [[str(name), *(f"{value:.3f}" for value in row)] for name, row in values.iterrows()]
+        sections.append(f"## {claim}\n\n{text} {part.seed.nunique()} seeds.\n\n{markdown(lines)}\n")
+    sections.append(open_number_section())
+    page = f"""# The mixture of GMVAE
+
+Written by `benchmarks/mixture.py`; do not edit. Every row is in `benchmarks/results/mixture.csv`.
+
+{chr(10).join(sections)}
+Versions: {rows.versions.iloc[-1]}.
+"""
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(page)
+    print(f"wrote {PAGE}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--claims", default=",".join(CLAIMS), help="names separated by commas")
+    parser.add_argument("--seeds", type=seed_list, default="0-4", help="for example 0-4 or 0,3")
+    parser.add_argument("--again", action="store_true", help="measure rows that are there already once more")
+    parser.add_argument("--table", action="store_true", help="only rewrite the page")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if not arguments.table:
+        run(arguments.claims.split(","), arguments.seeds, arguments.again)
+    write_page()
+
+
+if __name__ == "__main__":
+    main()
