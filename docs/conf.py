@@ -30,7 +30,7 @@ html_theme_options = {"show_toc_level": 2}
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # notebooks are committed with their outputs
+nb_execution_mode = "off"  # a slow test runs the notebooks
 
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"

@@ -1,0 +1,148 @@
+"""GMVAE at the size of the published study, on simulated counts -> one CSV, then one Markdown page.
+
+58,861 cells, 13,431 genes, 13 batches, latent size 80, 20 components, w of 60 dimensions, M = 10 and M = 1 samples. An
+epoch is measured on a few minibatches and scaled up to all of them. Each measurement runs in a process of its own. One
+thread.
+
+    python benchmarks/published_size.py            # minutes
+    python benchmarks/published_size.py --table    # only rewrite the page
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from scale import MIB, peak_mib, time_epochs  # first: it sets the number of threads
+
+# isort: split
+import numpy as np
+import pandas as pd
+from _page import markdown
+from _rows import append_rows, package_list
+
+HERE = Path(__file__).resolve().parent
+CSV = HERE / "results" / "published_size.csv"
+PAGE = HERE.parent / "docs" / "benchmarks" / "published_size.md"
+
+N_CELLS, N_GENES, N_BATCHES = 58_861, 13_431, 13
+SIZES = {"n_latent": 80, "n_w": 60, "n_hidden": 300, "n_layers": 2, "dropout_rate": 0.05}
+N_CLUSTERS = 20
+BATCH_SIZE = 128
+STEPS = {1: 40, 10: 10}  # minibatches measured at a time, by the number of samples M
+N_REPEATS = 4  # the first one is not counted
+LIMIT_GIB = 12
+
+
+def simulate(path: Path) -> None:
+    import scdeepclust as sdc
+
+    adata = sdc.datasets.simulate_counts(N_CELLS, N_GENES, n_clusters=N_CLUSTERS, n_batches=N_BATCHES, seed=0)
+    adata.layers.clear()  # one copy of the counts, in X
+    adata.write_h5ad(path)
+
+
+def measure(n_samples: int, path: Path) -> dict[str, Any]:
+    import anndata
+    import scvi
+    import torch
+
+    import scdeepclust as sdc
+
+    torch.set_num_threads(1)
+    scvi.settings.seed = 0
+    adata = anndata.read_h5ad(path)
+    sdc.model.GMVAE.setup_anndata(adata, batch_key="batch")
+    # given labels: what is measured is an epoch, not the search for a start
+    model = sdc.model.GMVAE(adata, N_CLUSTERS, init=adata.obs["cell_type"], n_samples=n_samples, **SIZES)
+    ends = time_epochs(model)
+    steps = STEPS[n_samples]
+    model.train(
+        pretrain_epochs=N_REPEATS,
+        max_epochs=N_REPEATS,
+        limit_train_batches=steps,
+        batch_size=BATCH_SIZE,
+        accelerator="cpu",
+        enable_progress_bar=False,
+    )
+    share = np.ceil(adata.n_obs / BATCH_SIZE) / steps
+    first, last = (float(np.median(np.diff(phase))) * share for phase in ends)
+    return {
+        "samples": n_samples,
+        "cells": adata.n_obs,
+        "genes": adata.n_vars,
+        "csr_mib": round(sum(a.nbytes for a in (adata.X.data, adata.X.indices, adata.X.indptr)) / MIB),
+        "first_phase_s_epoch": round(first, 1),
+        "last_phase_s_epoch": round(last, 1),
+        "peak_mib": round(peak_mib()),
+        "versions": package_list(),
+    }
+
+
+def run() -> None:
+    def in_own_process(*arguments: str) -> str:
+        done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+        return done.stdout.strip().rpartition("\n")[2]
+
+    with tempfile.TemporaryDirectory() as folder:
+        counts = Path(folder) / "counts.h5ad"
+        in_own_process("--simulate", str(counts))
+        for n_samples in STEPS:
+            row = json.loads(in_own_process("--measure", str(n_samples), str(counts)))
+            append_rows(CSV, pd.DataFrame([row]), ["samples"])
+            print(row, flush=True)
+
+
+def write_page() -> None:
+    rows = pd.read_csv(CSV)
+    lines = [["samples M", "first phase, s an epoch", "last phase, s an epoch", "peak memory, GiB"]]
+    for row in rows.itertuples():
+        seconds = [f"{row.first_phase_s_epoch:.0f}", f"{row.last_phase_s_epoch:.0f}"]
+        lines.append([str(row.samples), *seconds, f"{row.peak_mib / 1024:.1f}"])
+    page = f"""# GMVAE at the size of the published study
+
+Written by `benchmarks/published_size.py`; do not edit. Every row is in `benchmarks/results/published_size.csv`.
+
+Simulated counts of {rows.cells[0]:,} cells and {rows.genes[0]:,} genes ({rows.csr_mib[0]:,} MiB as CSR) in {N_BATCHES}
+batches; latent size {SIZES["n_latent"]}, w of {SIZES["n_w"]} dimensions, {N_CLUSTERS} components, minibatches of
+{BATCH_SIZE} cells. The encoder has two layers of {SIZES["n_hidden"]} and the decoder one (published: 300 and 250; all
+hidden layers of a model have one width here). CPU seconds of one thread, measured on {STEPS[1]} (M = 1) and {STEPS[10]}
+(M = 10) minibatches at a time, median of {N_REPEATS - 1}, scaled up to an epoch; the components start from given
+labels. Peak memory is that of the whole process, data included; the bar was {LIMIT_GIB} GiB.
+
+{markdown(lines)}
+
+Versions: {rows.versions[0]}.
+"""
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(page)
+    print(f"wrote {PAGE}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="only rewrite the page")
+    parser.add_argument("--simulate", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if arguments.simulate:
+        simulate(Path(arguments.simulate))
+    elif arguments.measure:
+        print(json.dumps(measure(int(arguments.measure[0]), Path(arguments.measure[1]))))
+    else:
+        if not arguments.table:
+            run()
+        write_page()
+
+
+if __name__ == "__main__":
+    main()
