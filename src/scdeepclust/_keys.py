@@ -33,6 +33,15 @@ class ResultKeys(NamedTuple):
         """``obsm``: assignment probabilities, cells x clusters."""
         return f"{self.key}_probabilities"
 
+    def facet(self, j: int) -> ResultKeys:
+        """Names of one facet of several clusterings of the same cells: all of the above with its own stem."""
+        return ResultKeys(f"{self.key}_facet{j}")
+
+    @property
+    def loadings(self) -> str:
+        """``varm``: decoded log-fold changes of each cluster, genes x clusters."""
+        return f"{self.key}_loadings"
+
     @property
     def node(self) -> str:
         """``obs``: node of the map, ``"r{row}c{column}"``."""

@@ -1,7 +1,8 @@
 """Models: one clustering system each, all with the same API."""
 
 from ._gmvae import GMVAE
+from ._mfcvae import MFCVAE
 from ._scdeepcluster import SCDeepCluster
 from ._somvae import SOMVAE
 
-__all__ = ["GMVAE", "SCDeepCluster", "SOMVAE"]
+__all__ = ["GMVAE", "MFCVAE", "SCDeepCluster", "SOMVAE"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -245,11 +245,13 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseM
         """Loading builds the module from the arguments of the constructor: let them have the number that was found."""
         self.init_params_["non_kwargs"]["n_clusters"] = n_clusters
 
-    def _denoised_points(self, cells: np.ndarray) -> np.ndarray:
+    def _denoised_points(
+        self, cells: np.ndarray, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
+    ) -> np.ndarray:
         """Principal components of denoised expression, (n, P), where distances are Hellinger distances.
 
         Distances there weigh genes as the data do; in the latent space, dimensions that carry noise are about as wide
-        as those that carry cell types.
+        as those that carry cell types. ``transform`` is applied to the square roots of the expected shares first.
         """
         from sklearn.decomposition import PCA
 
@@ -259,8 +261,8 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseM
         n_components = min(N_START_COMPONENTS, n_sample - 1, self.module.n_input)
         with one_thread():
             pca = PCA(n_components, svd_solver="randomized", random_state=_seed())
-            pca.fit(np.concatenate(list(self._denoised_blocks(sample))))
-        return np.concatenate([pca.transform(block) for block in self._denoised_blocks(cells)])
+            pca.fit(np.concatenate([transform(block) for block in self._denoised_blocks(sample)]))
+        return np.concatenate([pca.transform(transform(block)) for block in self._denoised_blocks(cells)])
 
     @torch.inference_mode()
     def _denoised_blocks(self, cells: np.ndarray) -> Iterator[np.ndarray]:

@@ -107,7 +107,7 @@ class ClusteringModule(BaseModuleClass):
             n_hidden=n_hidden,
             dropout_rate=dropout_rate,
         )
-        self.encoder = CovariateMLP(
+        self.encoder: nn.Module = CovariateMLP(
             n_input,
             n_batch=n_batch if encode_covariates else 0,
             n_cats_per_cov=n_cats_per_cov if encode_covariates else (),

@@ -1,6 +1,8 @@
 """Pure torch: tensors in, tensors out."""
 
 from ._dec import assignment_kl, column_sums, student_t_log_assignment, target_distribution
+from ._independence import dependence
+from ._ladder import LadderBody, LadderEncoder
 from ._likelihoods import (
     Counts,
     counts_from_csr,
@@ -41,12 +43,15 @@ __all__ = [
     "Grid",
     "MixtureDivergence",
     "PriorEstimator",
+    "LadderBody",
+    "LadderEncoder",
     "StyleOffsets",
     "assignment_kl",
     "clamp_component_log_var",
     "column_sums",
     "counts_from_csr",
     "counts_from_dense",
+    "dependence",
     "diag_gaussian_log_prob",
     "gaussian_log_likelihood",
     "mixture_divergence",

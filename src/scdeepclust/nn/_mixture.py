@@ -134,6 +134,11 @@ class GaussianMixture(nn.Module):
         """``log p(z, k)`` for ``z`` of shape (..., D): shape (..., K)."""
         return diag_gaussian_log_prob(z, self.means, self.clamped_log_var) + self.log_weights
 
+    def mean_log_joint(self, z_mean: Tensor, z_var: Tensor) -> Tensor:
+        """Mean of ``log p(z, k)`` over a Gaussian z: its value at the mean, less what the spread costs; (B, K)."""
+        precision = torch.exp(-self.clamped_log_var).expand_as(self.means)
+        return self.log_joint(z_mean) - 0.5 * z_var @ precision.T
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density of the mixture at ``z`` of shape (..., D): shape (...)."""
         return torch.logsumexp(self.log_joint(z), dim=-1)

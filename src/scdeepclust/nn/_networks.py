@@ -139,7 +139,7 @@ class CountDecoder(nn.Module):
         super().__init__()
         self.gene_likelihood = gene_likelihood
         self.dispersion = dispersion
-        self.body = CovariateMLP(
+        self.body: nn.Module = CovariateMLP(
             n_latent,
             n_batch=n_batch,
             n_cats_per_cov=n_cats_per_cov,
