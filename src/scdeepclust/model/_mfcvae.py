@@ -43,7 +43,7 @@ from anndata import AnnData
 from scvi.module.base import LossOutput
 from torch import Tensor, nn
 
-from scdeepclust._keys import CELL_INDEX
+from scdeepclust._keys import CELL_INDEX, ResultKeys
 from scdeepclust.nn import (
     Counts,
     Covariates,
@@ -638,6 +638,37 @@ class MFCVAE(ClusteringModel):
         self._check_facet(facet)
         z = self._latent(adata, indices, batch_size)
         return np.split(z, np.cumsum(self.module.latent_sizes)[:-1], axis=1)[facet]
+
+    # -- results into AnnData -----------------------------------------------------------------------------------------
+
+    def _results(self, adata: AnnData | None, keys: ResultKeys) -> list[tuple[str, str, Any]]:
+        results = super()._results(adata, keys)
+        for j in range(self.module.n_facets):
+            probabilities = self.get_facet_probabilities(j, adata)
+            facet = keys.facet(j)
+            results += [
+                (
+                    "obs",
+                    facet.labels,
+                    pd.Categorical(probabilities.idxmax(axis=1)).reorder_categories(_used(probabilities)),
+                ),
+                ("obs", facet.confidence, probabilities.max(axis=1).to_numpy()),
+                ("obsm", facet.embedding, self.get_facet_representation(j, adata)),
+                ("obsm", facet.probabilities, probabilities.to_numpy()),
+            ]
+        return results
+
+    def _parameters(self) -> dict[str, Any]:
+        return super()._parameters() | {
+            "n_facet_clusters": [mixture.n_components for mixture in self.module.mixtures],
+            "crossing": {f"facet{j}": float(ratio) for j, ratio in self.crossing_.items()},
+        }
+
+
+def _used(probabilities: pd.DataFrame) -> list[str]:
+    """Clusters that have cells, in their order."""
+    used = set(probabilities.idxmax(axis=1))
+    return [name for name in probabilities if name in used]
 
 
 def _log_expression(share_root: np.ndarray) -> np.ndarray:
