@@ -59,6 +59,23 @@ def minibatch(n_cells: int = N_CELLS) -> dict[str, torch.Tensor]:
     return {"X": torch.as_tensor(x), "batch": torch.as_tensor(batch), "labels": torch.zeros(n_cells, 1)}
 
 
+def test_samples_decoded_one_by_one_give_the_same_loss_and_gradients(monkeypatch):
+    results = []
+    for limit in (10**9, 1):
+        monkeypatch.setattr("scdeepclust.model._gmvae_module.MAX_DECODED", limit)
+        module = small_module(n_samples=3, dropout_rate=0.0).train()
+        torch.manual_seed(1)
+        _, generative, result = module(minibatch())
+        assert (generative["heads"] is None) == (limit == 1)
+        result.loss.backward()
+        results.append((result.loss, {name: p.grad for name, p in module.named_parameters() if p.grad is not None}))
+    (loss, gradients), (loss_by_sample, gradients_by_sample) = results
+    torch.testing.assert_close(loss_by_sample, loss)
+    assert gradients.keys() == gradients_by_sample.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradients_by_sample[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def numpy_components(module, w) -> tuple[np.ndarray, np.ndarray]:
     """Means and variances, cells x components x dimensions, one cell and component after the other."""
     means = np.zeros((len(w), K, N_LATENT))

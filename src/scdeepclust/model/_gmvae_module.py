@@ -34,6 +34,7 @@ import torch
 from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor, nn
 from torch.distributions import Normal
+from torch.utils.checkpoint import checkpoint
 
 from scdeepclust.nn import (
     Counts,
@@ -51,6 +52,9 @@ from ._base_module import ClusteringModule
 
 # Bounds of the posterior log-variance: exp() can neither overflow nor make a density infinite.
 LOG_VAR_MIN, LOG_VAR_MAX = -8.0, 4.0
+
+# Largest training batch (samples x cells x genes) that is decoded at once: 128 MiB, of which a step holds about five.
+MAX_DECODED = 2**25
 
 # Draws of the latent variables over which the assignment of a cell is averaged at prediction.
 N_DRAWS = 10
@@ -165,6 +169,26 @@ class GMVAEModule(ClusteringModule):
 
     # -- evidence lower bound -----------------------------------------------------------------------------------------
 
+    def generative(
+        self, z: Tensor, log_library: Tensor, covariates: Covariates, transform_batch: int | None = None
+    ) -> dict:
+        """Decode; samples too many to be decoded at once are left to :meth:`loss`."""
+        if self.training and z.dim() == 3 and len(z) * z.shape[1] * self.n_input > MAX_DECODED:
+            return {"heads": None, "px": None}
+        return super().generative(z, log_library, covariates, transform_batch)
+
+    def log_likelihood_by_sample(self, q: dict, covariates: Covariates) -> Tensor:
+        """Log-likelihood of each cell at each sample, (M, B), one sample after the other.
+
+        The backward pass decodes each sample once more instead of keeping what it needs: memory of one sample, for a
+        third more time.
+        """
+
+        def decoded(z: Tensor) -> Tensor:
+            return self.log_likelihood(q["counts"], self.decoder(z, covariates), q["log_library"])
+
+        return torch.stack([checkpoint(decoded, z, use_reentrant=False) for z in q["z"]])
+
     def loss(
         self,
         tensors: dict[str, Tensor],
@@ -174,9 +198,16 @@ class GMVAEModule(ClusteringModule):
         kl_weight: float = 1.0,
     ) -> LossOutput:
         """Negative evidence lower bound per cell; in phase ``"vae"`` with the prior N(0, I) in place of the mixture."""
-        counts, log_library = inference_outputs["counts"], inference_outputs["log_library"]
-        reconstruction = -self.log_likelihood(counts, generative_outputs["heads"], log_library)  # (B,) or (M, B)
-        reconstruction = reconstruction.view(-1, counts.n_cells).mean(dim=0)
+        counts, log_library, heads = (
+            inference_outputs["counts"],
+            inference_outputs["log_library"],
+            generative_outputs["heads"],
+        )
+        if heads is None:
+            log_p = self.log_likelihood_by_sample(inference_outputs, self.covariates(tensors))
+        else:
+            log_p = self.log_likelihood(counts, heads, log_library)  # (B,) or (M, B)
+        reconstruction = -log_p.view(-1, counts.n_cells).mean(dim=0)
         if phase == "vae":
             kl = {"kl_latent": standard_normal_kl(inference_outputs["z_mean"], inference_outputs["z_log_var"])}
             entropies: dict[str, Tensor] = {}
