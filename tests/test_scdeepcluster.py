@@ -266,6 +266,17 @@ def test_network_input_is_the_standardised_log_of_size_normalised_counts(adata):
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_clusters_start_at_the_means_with_the_median_spread():
+    rng = np.random.default_rng(0)
+    z, labels = rng.normal(size=(60, 16)).astype(np.float32), np.arange(60) % 3
+    module = SCDeepClusterModule(20, n_clusters=0)
+    module.start_clusters(torch.as_tensor(z), torch.as_tensor(labels))
+    centers = np.stack([z[labels == k].mean(axis=0) for k in range(3)])
+    np.testing.assert_allclose(module.centers.detach(), centers, rtol=1e-4, atol=1e-6)
+    spread = ((z - centers[labels]) ** 2).sum(axis=1)
+    assert np.quantile(spread, 0.45) < float(module.bandwidth) < np.quantile(spread, 0.55)
+
+
 def test_module_can_be_used_alone():
     module = SCDeepClusterModule(20, n_clusters=3, n_batch=2)
     assert module.centers.shape == (3, 16)
