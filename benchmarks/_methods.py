@@ -243,12 +243,20 @@ def fit_model(name: str, adata: AnnData, n_clusters: int | None, seed: int, **op
     return model, fit
 
 
+def somvae(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
+    model, fit = fit_model("SOMVAE", adata, k, seed)
+    with Timer() as timer:
+        labels = np.asarray(model.predict())
+    yield Labels("somvae", "given", labels, fit, timer)
+
+
 FAMILIES: dict[str, tuple[Callable[[AnnData, int, int, set[str]], Iterator[Labels]], tuple[str, ...]]] = {
     "pca": (pca, ("pca+kmeans", "pca+leiden-k", "pca+leiden")),
     "harmony": (harmony, ("harmony+kmeans",)),
     "scvi": (scvi, ("scvi+kmeans", "scvi+leiden-k", "scvi+leiden")),
     "scdeepcluster": (scdeepcluster, ("scdeepcluster:start", "scdeepcluster")),
     "gmvae": (gmvae, ("gmvae:start", "gmvae", "gmvae+auto")),
+    "somvae": (somvae, ("somvae",)),
 }
 METHODS = tuple(method for _, methods in FAMILIES.values() for method in methods)
 

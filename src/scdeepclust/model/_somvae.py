@@ -21,8 +21,8 @@ What differs from the paper, and why:
 * One decoder for z and z_q. The published code makes two by accident.
 * Time as weighted pairs of cells (see :mod:`scdeepclust.train._time`) instead of the order of rows in a minibatch:
   single cells are destroyed by being measured. The transition matrix is that of the counted transitions, which is its
-  maximum-likelihood estimate, renewed after each epoch. The smoothness term is a sum over nodes and does not
-  change the matrix.
+  maximum-likelihood estimate, renewed after each epoch. The smoothness term does not change the matrix, and is a
+  cross-entropy of a Student-t assignment instead of a squared distance, which draws the whole map together.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from scdeepclust.nn import (
     Dispersion,
     GeneLikelihood,
     Grid,
+    arrival_loss,
     neighbourhood,
     node_distances,
     som_loss,
@@ -86,7 +87,7 @@ class SOMVAEModule(ClusteringModule):
     som_weight
         Weight of the distance of the nodes around to the cell.
     smoothness_weight
-        Weight of the distance of a cell to where the cells before it are expected to arrive.
+        Weight of the cross-entropy between where the cells before are expected to arrive, and the place of a cell.
     **kwargs
         As in :class:`ClusteringModule`.
     """
@@ -99,7 +100,7 @@ class SOMVAEModule(ClusteringModule):
         grid: tuple[int, int] = (0, 0),
         commitment_weight: float = 0.1,
         som_weight: float = 0.1,
-        smoothness_weight: float = 0.1,
+        smoothness_weight: float = 0.03,
         **kwargs,
     ):
         super().__init__(n_input, **kwargs)
@@ -184,7 +185,7 @@ class SOMVAEModule(ClusteringModule):
         terms = {"commitment": to_node.mean() / self.scale, "som": around.mean()}
         if self.arrivals is not None:
             expected = self.arrivals[cells.to(self.arrivals.device)].to(z.device)  # (B, K)
-            terms["smoothness"] = (expected * self.distances(z)).sum(dim=1).mean()
+            terms["smoothness"] = arrival_loss(expected, self.distances(z)).mean()
         return terms
 
     @torch.no_grad()
@@ -248,7 +249,8 @@ class SOMVAE(TransitionsMixin, MapResultsMixin, ClusteringModel):
     som_weight
         Weight of the distance of the nodes around to the cell, in the same units.
     smoothness_weight
-        With time: weight of the distance of a cell to where the cells before it are expected to arrive.
+        With time: weight of the cross-entropy between where the cells before a cell are expected to arrive, and its
+        place on the map.
     encode_covariates
         Whether batch and covariates enter the encoder too, besides the decoder. Nodes are then cell states rather than
         batches.
@@ -287,7 +289,7 @@ class SOMVAE(TransitionsMixin, MapResultsMixin, ClusteringModel):
         input_noise: float = 2.0,
         commitment_weight: float = 0.1,
         som_weight: float = 0.1,
-        smoothness_weight: float = 0.1,
+        smoothness_weight: float = 0.03,
         encode_covariates: bool = True,
         n_init: int = 3,
         registry: dict | None = None,

@@ -19,15 +19,13 @@ from ._noise import normal_like
 from ._prior import MixtureDivergence, PriorEstimator, mixture_divergence, standard_normal_kl
 from ._som import (
     Grid,
+    arrival_loss,
     neighbourhood,
     node_distances,
     smoothed_transitions,
-    smoothness_loss,
-    soft_som_loss,
     som_loss,
     stationary_distribution,
     topographic_error,
-    transition_loss,
 )
 
 __all__ = [
@@ -46,6 +44,7 @@ __all__ = [
     "LadderBody",
     "LadderEncoder",
     "StyleOffsets",
+    "arrival_loss",
     "assignment_kl",
     "clamp_component_log_var",
     "column_sums",
@@ -61,15 +60,12 @@ __all__ = [
     "normal_like",
     "poisson_log_likelihood",
     "smoothed_transitions",
-    "smoothness_loss",
-    "soft_som_loss",
     "som_loss",
     "stationary_distribution",
     "standard_normal_kl",
     "student_t_log_assignment",
     "target_distribution",
     "topographic_error",
-    "transition_loss",
     "use_fast_linear",
     "zinb_log_likelihood",
 ]

