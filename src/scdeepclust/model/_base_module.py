@@ -277,6 +277,40 @@ class ClusteringModule(BaseModuleClass):
         return draws.permute(1, 2, 0).cpu() if n_samples > 1 else draws.cpu()
 
 
+class AutoencoderModule(ClusteringModule):
+    """A module whose latent code is a point, not a distribution.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    **kwargs
+        As in :class:`ClusteringModule`.
+    """
+
+    def __init__(self, n_input: int, **kwargs):
+        super().__init__(n_input, **kwargs)
+        self.z_head = nn.Linear(self.n_hidden, self.n_latent)
+
+    def inference(
+        self, counts: Counts, covariates: Covariates, size_factor: Tensor | None = None, n_samples: int = 1
+    ) -> dict:
+        """Latent code of each cell: of noisy input in training, of the input itself otherwise."""
+        log_library = self.log_library(counts, size_factor)
+        u = self.network_input(counts, log_library)  # (B, G)
+        z = self.z_head(self.encode(self.with_noise(u), covariates))  # (B, D)
+        samples = z.expand(n_samples, -1, -1) if n_samples > 1 else z
+        return {"z": samples, "z_mean": z, "u": u, "counts": counts, "log_library": log_library}
+
+    def encode_without_noise(self, u: Tensor, covariates: Covariates) -> Tensor:
+        """Latent codes (B, D) as at prediction: cells are assigned without noise and dropout also while training."""
+        training = self.encoder.training
+        self.encoder.eval()
+        z = self.z_head(self.encode(u, covariates))
+        self.encoder.train(training)
+        return z
+
+
 def _counts(x: Counts | Tensor) -> Counts:
     """Counts of a minibatch, also of a loader that is not ours."""
     if isinstance(x, Counts):

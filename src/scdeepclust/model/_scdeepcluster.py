@@ -36,7 +36,6 @@ from torch import Tensor, nn
 
 from scdeepclust._keys import CELL_INDEX
 from scdeepclust.nn import (
-    Counts,
     Covariates,
     Dispersion,
     GeneLikelihood,
@@ -48,14 +47,14 @@ from scdeepclust.nn import (
 from scdeepclust.train import Initialiser, Phase, RefreshTargets, epochs_for_steps
 
 from ._base_model import ClusteringModel
-from ._base_module import ClusteringModule
+from ._base_module import AutoencoderModule
 from ._checks import check_choice
 
 # Cells per block where assignments of all training cells are computed.
 BLOCK_ROWS = 4096
 
 
-class SCDeepClusterModule(ClusteringModule):
+class SCDeepClusterModule(AutoencoderModule):
     """The equations of scDeepCluster.
 
     Parameters
@@ -71,7 +70,7 @@ class SCDeepClusterModule(ClusteringModule):
     anchor
         Share of the start labels in the targets; 0 as published.
     **kwargs
-        As in :class:`ClusteringModule`.
+        As in :class:`AutoencoderModule`.
     """
 
     def __init__(
@@ -89,7 +88,6 @@ class SCDeepClusterModule(ClusteringModule):
         self.cluster_weight = cluster_weight
         self.balance = balance
         self.anchor = anchor
-        self.z_head = nn.Linear(self.n_hidden, self.n_latent)
         self.register_buffer("bandwidth", torch.zeros(()))  # 0: clusters are not set yet
         self.register_buffer("cluster_masses", torch.ones(n_clusters))
         self.centers = nn.Parameter(torch.zeros(n_clusters, self.n_latent))
@@ -97,24 +95,6 @@ class SCDeepClusterModule(ClusteringModule):
         self.targets: Tensor | None = None
         # start label of each cell (n,), -1 where there is none, while the phase that was started from them runs
         self.start_labels: Tensor | None = None
-
-    def encode_without_noise(self, u: Tensor, covariates: Covariates) -> Tensor:
-        """Latent codes (B, D) as at prediction: cells are assigned without noise and dropout also while training."""
-        training = self.encoder.training
-        self.encoder.eval()
-        z = self.z_head(self.encode(u, covariates))
-        self.encoder.train(training)
-        return z
-
-    def inference(
-        self, counts: Counts, covariates: Covariates, size_factor: Tensor | None = None, n_samples: int = 1
-    ) -> dict:
-        """Latent code of each cell: of noisy input in training, of the input itself otherwise."""
-        log_library = self.log_library(counts, size_factor)
-        u = self.network_input(counts, log_library)  # (B, G)
-        z = self.z_head(self.encode(self.with_noise(u), covariates))  # (B, D)
-        samples = z.expand(n_samples, -1, -1) if n_samples > 1 else z
-        return {"z": samples, "z_mean": z, "u": u, "counts": counts, "log_library": log_library}
 
     def log_assignments(self, inference_outputs: dict, covariates: Covariates) -> Tensor:
         """Log of the soft assignment q, (B, K)."""

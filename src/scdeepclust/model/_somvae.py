@@ -38,7 +38,6 @@ from torch import Tensor, nn
 
 from scdeepclust._keys import CELL_INDEX
 from scdeepclust.nn import (
-    Counts,
     Covariates,
     Dispersion,
     GeneLikelihood,
@@ -62,7 +61,7 @@ from scdeepclust.train import (
 )
 
 from ._base_model import ClusteringModel
-from ._base_module import ClusteringModule
+from ._base_module import AutoencoderModule
 from ._map_results import MapResultsMixin
 from ._transitions import TransitionsMixin
 
@@ -71,7 +70,7 @@ FOLDED = 0.3
 MANY_DEAD = 0.3
 
 
-class SOMVAEModule(ClusteringModule):
+class SOMVAEModule(AutoencoderModule):
     """The equations of SOMVAE.
 
     Parameters
@@ -89,7 +88,7 @@ class SOMVAEModule(ClusteringModule):
     smoothness_weight
         Weight of the cross-entropy between where the cells before are expected to arrive, and the place of a cell.
     **kwargs
-        As in :class:`ClusteringModule`.
+        As in :class:`AutoencoderModule`.
     """
 
     def __init__(
@@ -108,31 +107,12 @@ class SOMVAEModule(ClusteringModule):
         self.commitment_weight = commitment_weight
         self.som_weight = som_weight
         self.smoothness_weight = smoothness_weight
-        self.z_head = nn.Linear(self.n_hidden, self.n_latent)
         self.register_buffer("scale", torch.zeros(()))  # 0: the map is not laid yet
         self.grid = Grid(*grid)
         self.codebook = nn.Parameter(torch.zeros(self.grid.n_nodes, self.n_latent))
         self.register_buffer("node_cluster", torch.zeros(self.grid.n_nodes, dtype=torch.long))
         # expected arrivals (n, K) of each cell while the map is trained with time, zero where nothing leads to a cell
         self.arrivals: Tensor | None = None
-
-    def inference(
-        self, counts: Counts, covariates: Covariates, size_factor: Tensor | None = None, n_samples: int = 1
-    ) -> dict:
-        """Latent code of each cell: of noisy input in training, of the input itself otherwise."""
-        log_library = self.log_library(counts, size_factor)
-        u = self.network_input(counts, log_library)  # (B, G)
-        z = self.z_head(self.encode(self.with_noise(u), covariates))  # (B, D)
-        samples = z.expand(n_samples, -1, -1) if n_samples > 1 else z
-        return {"z": samples, "z_mean": z, "u": u, "counts": counts, "log_library": log_library}
-
-    def encode_without_noise(self, u: Tensor, covariates: Covariates) -> Tensor:
-        """Latent codes (B, D) as at prediction: cells take their place on the map without noise and dropout."""
-        training = self.encoder.training
-        self.encoder.eval()
-        z = self.z_head(self.encode(u, covariates))
-        self.encoder.train(training)
-        return z
 
     def distances(self, z: Tensor) -> Tensor:
         """Squared distances of latent codes (B, D) to the nodes, in units of the spread of a node, (B, K)."""
