@@ -73,6 +73,21 @@ class ResultKeys(NamedTuple):
         return f"{self.key}_profiles"
 
     @property
+    def gates(self) -> str:
+        """``layers``: gate of each gene in each cell, CSR (IDC)."""
+        return f"{self.key}_gates"
+
+    @property
+    def n_genes(self) -> str:
+        """``obs``: number of genes whose gate is open in a cell (IDC)."""
+        return f"{self.key}_n_genes"
+
+    @property
+    def global_gates(self) -> str:
+        """``varm``: gate of each gene for each cluster, genes x clusters (IDC)."""
+        return f"{self.key}_global_gates"
+
+    @property
     def uns(self) -> str:
         """``uns``: parameters, versions and scalars of the fit."""
         return self.key

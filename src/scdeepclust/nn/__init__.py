@@ -1,8 +1,10 @@
 """Pure torch: tensors in, tensors out."""
 
+from ._coding_rate import coding_rate, compressed_rate
 from ._dec import assignment_kl, column_sums, student_t_log_assignment, target_distribution
 from ._independence import dependence
 from ._ladder import LadderBody, LadderEncoder
+from ._gates import GateBudget, GatingNetwork, draw_gates, expected_open
 from ._likelihoods import (
     Counts,
     counts_from_csr,
@@ -36,6 +38,8 @@ __all__ = [
     "Covariates",
     "Dispersion",
     "FastLinear",
+    "GateBudget",
+    "GatingNetwork",
     "GaussianMixture",
     "GeneLikelihood",
     "Grid",
@@ -47,11 +51,15 @@ __all__ = [
     "arrival_loss",
     "assignment_kl",
     "clamp_component_log_var",
+    "coding_rate",
     "column_sums",
+    "compressed_rate",
     "counts_from_csr",
     "counts_from_dense",
     "dependence",
     "diag_gaussian_log_prob",
+    "draw_gates",
+    "expected_open",
     "gaussian_log_likelihood",
     "mixture_divergence",
     "nb_log_likelihood",

@@ -5,8 +5,13 @@ from __future__ import annotations
 from scdeepclust.pl._benchmark import benchmark_table
 from scdeepclust.pl._clusters import cluster_sizes
 from scdeepclust.pl._embedding import confidence, overview
+from scdeepclust.pl._gates import cell_gates, gates
 from scdeepclust.pl._history import history
 from scdeepclust.pl._n_clusters import n_clusters
 from scdeepclust.pl._som import som, transitions
 
+<<<<<<< HEAD
 __all__ = ["benchmark_table", "cluster_sizes", "confidence", "history", "n_clusters", "overview", "som", "transitions"]
+=======
+__all__ = ["benchmark_table", "cell_gates", "cluster_sizes", "confidence", "gates", "history", "n_clusters", "overview"]
+>>>>>>> 67c035b (IDC: clusters read from a few genes a cell, and gates that say which)

@@ -1,0 +1,451 @@
+"""IDC: interpretable deep clustering. Every cell says which genes its cluster was read from.
+
+Svirsky and Lindenbaum, "Interpretable deep clustering for tabular data", ICML (2024). A gating network looks at a cell
+and opens a gate for a few genes; an autoencoder has to give back all counts from the open genes alone; a clustering
+head reads the cluster from the latent code of the open genes; and global gates say which genes each cluster needs.
+
+What differs from the paper, and why:
+
+* Counts with a negative binomial likelihood, batches in the decoder. A closed gate shows the *average* of the gene
+  (unknown) instead of zero (not expressed).
+* Noise is added *behind* the gates, so that it covers open and closed genes alike. A gate then helps only through the
+  expression behind it. Without the noise, which gates are open is itself a message to the encoder, and any gene
+  serves as well as a marker. It stands in for the paper's masked and noisy reconstructions, too.
+* The wanted number of open genes is the parameter (``target_sparsity``); the training keeps to it exactly and finds the
+  price of a gate that this takes. The published price leaves anything from none to all genes open, depending on data.
+* One standard deviation for the noise of the gates and for the count of open ones (the paper has 0.25 and 1), and means
+  without bounds, so that a gate can close for good.
+* The head starts from clusters of the denoised expression and is kept close to them while it reduces the coding rate:
+  alone, that rate prefers to split large cell types. Softmax with temperature 1; the latent codes are computed once.
+* Global gates are judged by a classifier that looks at every cell through the gates of *every* cluster. The paper shows
+  it the gates of the right one, so that it reads the answer from the gates. They have the same budget as the gates of a
+  cell (as published, their penalty is too weak to close any).
+* LayerNorm instead of BatchNorm, whose averages would mix gated and ungated cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy.sparse import csr_matrix, vstack
+from scvi.module.base import LossOutput
+from torch import Tensor, nn
+
+from scdeepclust._keys import ResultKeys
+from scdeepclust.nn import (
+    Counts,
+    Covariates,
+    Dispersion,
+    GateBudget,
+    GatingNetwork,
+    GeneLikelihood,
+    coding_rate,
+    compressed_rate,
+    draw_gates,
+)
+from scdeepclust.train import Initialiser, Phase, epochs_for_steps
+
+from ._base_model import ClusteringModel, Indices
+from ._base_module import ClusteringModule
+from ._checks import check_choice
+
+# Gates below this are closed: what they let through is less than a hundredth of the expression.
+OPEN = 0.01
+
+# Steps of both phases that train the autoencoder, two fifths of them without gates.
+N_STEPS = 1200
+
+# Share of open gates that their learning starts from.
+ALMOST_ALL = 0.9
+
+# Standard deviation of the noise of the gates.
+SIGMA = 0.5
+
+# Cells from which the clustering head learns, and its steps: the head is small, so that more would not change it.
+MAX_HEAD_CELLS, HEAD_STEPS = 20_000, 300
+
+
+class IDCModule(ClusteringModule):
+    """The equations of IDC.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_clusters
+        Number of clusters; 0 if it is set later by :meth:`start_clusters`.
+    target_sparsity
+        Wanted number of open genes, of a cell and of a cluster, or their share of all genes if below 1.
+    diversity_weight
+        Weight of the coding rate of the gates, per cell and gene.
+    rate_weight
+        Weight of the coding rate of the clusters in the clustering head, relative to its cross-entropy with the start.
+    **kwargs
+        As in :class:`ClusteringModule`.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        *,
+        n_clusters: int,
+        target_sparsity: float = 0.05,
+        diversity_weight: float = 1e-3,
+        rate_weight: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(n_input, **kwargs)
+        self.n_open = min(float(n_input), target_sparsity if target_sparsity >= 1 else target_sparsity * n_input)
+        self.diversity_weight = diversity_weight
+        self.rate_weight = rate_weight
+        self.z_head = nn.Linear(self.n_hidden, self.n_latent)
+        self.gating = GatingNetwork(n_input, self.n_hidden)
+        self.budget = GateBudget(SIGMA)
+        self.global_budget = GateBudget(SIGMA)
+        self.uses_gates = True  # not in the first phase
+        self.is_frozen = False  # in the last phase all but the global gates is as at prediction
+        self.n_wanted = self.n_open  # open genes wanted now; falls from nearly all to `n_open` while gates are learnt
+        self.register_buffer("z_center", torch.zeros(self.n_latent))
+        self.register_buffer("z_scale", torch.zeros(()))  # 0: clusters are not set yet
+        self._set_clusters(n_clusters)
+
+    def _set_clusters(self, n_clusters: int) -> None:
+        self.n_clusters = n_clusters
+        self.cluster_head = nn.Sequential(
+            nn.Linear(self.n_latent, self.n_hidden), nn.GELU(), nn.Linear(self.n_hidden, n_clusters)
+        )
+        self.global_gates = nn.Parameter(torch.full((n_clusters, self.n_input), 0.5))  # means, (K, G)
+        self.scorer_weight = nn.Parameter(torch.zeros(n_clusters, self.n_input))
+        self.scorer_bias = nn.Parameter(torch.zeros(n_clusters))
+
+    # -- gates, latent code, clusters ---------------------------------------------------------------------------------
+
+    def gated_input(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Standardised expression behind the gates (B, G), and the means of the gates (B, G). 0 is the average cell."""
+        if not self.uses_gates:
+            return u, None
+        means = self.gating(u)
+        # the offset follows while the gating network learns, and is fixed ever after
+        means = self.budget(means, self.n_wanted if self.training and means.requires_grad else None)
+        return u * draw_gates(means, SIGMA if self.training else None), means
+
+    def inference(
+        self, counts: Counts, covariates: Covariates, size_factor: Tensor | None = None, n_samples: int = 1
+    ) -> dict:
+        """Latent code of each cell, from the genes whose gates are open."""
+        log_library = self.log_library(counts, size_factor)
+        u = self.network_input(counts, log_library)  # (B, G)
+        codes = self.codes(u, covariates)
+        z = codes["z_mean"]
+        samples = z.expand(n_samples, -1, -1) if n_samples > 1 else z
+        return codes | {"z": samples, "u": u, "counts": counts, "log_library": log_library}
+
+    def codes(self, u: Tensor, covariates: Covariates) -> dict[str, Any]:
+        """Gate means (B, G), gated input (B, G) and latent code (B, D) of standardised expression (B, G)."""
+        pauses_training = self.training and self.is_frozen
+        if pauses_training:
+            self.eval()
+        x, gate_means = self.gated_input(u)
+        z = self.z_head(self.encode(self.with_noise(x), covariates))
+        if pauses_training:
+            self.train()
+        return {"gate_means": gate_means, "x": x, "z_mean": z}
+
+    def log_assignments(self, inference_outputs: dict, covariates: Covariates) -> Tensor:
+        """Log-probabilities of the clusters, (B, K)."""
+        return torch.log_softmax(self.cluster_head(self.standardised(inference_outputs["z_mean"])), dim=-1)
+
+    def standardised(self, z: Tensor) -> Tensor:
+        """Latent codes as the clustering head sees them: centred, one unit of variance a dimension on average."""
+        return (z - self.z_center) / self.z_scale
+
+    def global_scores(self, x: Tensor) -> Tensor:
+        """Log-probabilities (B, K) of the clusters, each of which sees gated input (B, G) through its own gates."""
+        means = self.global_budget(self.global_gates, self.n_wanted if self.training else None)  # (K, G)
+        gates = draw_gates(means, SIGMA if self.training else None)
+        return torch.log_softmax(x @ (self.scorer_weight * gates).T + self.scorer_bias, dim=-1)
+
+    # -- losses -------------------------------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict,
+        generative_outputs: dict,
+        phase: str = "cluster",
+        kl_weight: float = 1.0,
+    ) -> LossOutput:
+        """Negative log-likelihood per cell, and the terms of the phase.
+
+        ``kl_weight``, which rises from 0 to 1, moves the wanted number of open genes from all to ``n_open``.
+        """
+        counts, log_library = inference_outputs["counts"], inference_outputs["log_library"]
+        reconstruction = -self.log_likelihood(counts, generative_outputs["heads"], log_library)  # (B,)
+        self.n_wanted = (ALMOST_ALL * self.n_input) ** (1 - kl_weight) * self.n_open**kl_weight
+        loss, extra = reconstruction.mean(), {}
+        if phase == "gates":
+            gates = draw_gates(inference_outputs["gate_means"])
+            rate = coding_rate(gates, distortion=1.0) / len(gates)  # high if cells open different genes
+            loss = loss - self.diversity_weight * self.n_input * rate
+            extra = {"gate_rate": rate, "n_open": (gates > 0).sum(dim=-1).float().mean()}
+        elif phase == "cluster":
+            scores = self.global_scores(inference_outputs["x"])
+            labels = self.log_assignments(inference_outputs, self.covariates(tensors)).argmax(dim=-1)
+            loss = nn.functional.nll_loss(scores, labels)
+            extra = {"global_accuracy": (scores.argmax(dim=-1) == labels).float().mean()}
+        return LossOutput(loss=loss, reconstruction_loss=reconstruction, extra_metrics=extra)
+
+    # -- clusters -----------------------------------------------------------------------------------------------------
+
+    def start_clusters(self, z: Tensor, labels: Tensor) -> None:
+        """Fit the clustering head to labels (n,) of latent codes (n, D), then lower the coding rate close to them."""
+        n_clusters = int(labels.max()) + 1
+        self._set_clusters(n_clusters)
+        self.to(z.device)
+        self.z_center.copy_(z.mean(dim=0))
+        self.z_scale.copy_((z - self.z_center).square().mean().sqrt())
+        h = self.standardised(z)
+        unit = h / self.n_latent**0.5  # mean squared length 1
+        total = coding_rate(unit)
+        optimizer = torch.optim.Adam(self.cluster_head.parameters(), lr=1e-2)
+        for step in range(HEAD_STEPS):
+            log_q = torch.log_softmax(self.cluster_head(h), dim=-1)
+            loss = nn.functional.nll_loss(log_q, labels)
+            if self.rate_weight and step >= HEAD_STEPS // 2:
+                loss = loss + self.rate_weight * compressed_rate(unit, log_q.exp()) / total
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    @torch.no_grad()
+    def reorder_clusters(self, order: Tensor) -> None:
+        """Renumber the clusters: new cluster j is old cluster ``order[j]``."""
+        output: Any = self.cluster_head[-1]
+        for parameter in (output.weight, output.bias, self.global_gates, self.scorer_weight, self.scorer_bias):
+            parameter.copy_(parameter[order].clone())
+
+
+class IDC(ClusteringModel):
+    """Interpretable deep clustering: which genes made the cluster of each cell :cite:p:`Svirsky24`.
+
+    Parameters
+    ----------
+    adata
+        Data registered by :meth:`setup_anndata`.
+    n_clusters
+        Number of clusters. None takes the number of communities that Leiden finds in the denoised expression of the
+        pretrained model (:func:`scdeepclust.tl.estimate_n_clusters` shows the alternatives).
+    target_sparsity
+        Wanted number of open genes a cell (on average), or their share of all genes if below 1. The training finds
+        the price of a gate that leads there.
+    clusterer
+        ``"mcr2"`` starts from the labels of ``init`` and lowers their coding rate; ``"kmeans"`` and ``"leiden"`` take
+        the clusters of the latent codes of the gated cells as they are (``init`` is not used then).
+    init
+        Start of the clusters, found in expression that is denoised from the open genes: ``"merge"`` (micro-clusters
+        merged by size and distance), ``"kmeans"``, ``"gmm"``, ``"leiden"``, or one label per cell.
+    gene_likelihood
+        ``"nb"``, ``"zinb"``, ``"poisson"``, or ``"normal"`` on log-normalised data.
+    dispersion
+        One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"``.
+    n_latent, n_hidden, n_layers, dropout_rate
+        Sizes of the networks.
+    input_noise
+        Standard deviation of the noise added behind the gates in training.
+    diversity_weight
+        Weight, per cell and gene, of the coding rate of the gates, which makes cells open different genes.
+    rate_weight
+        Weight of the coding rate of the clusters, relative to the cross-entropy with the start labels.
+    encode_covariates
+        Whether batch and covariates enter the encoder too, besides the decoder. The gates never see them.
+    n_init
+        Restarts of each k-means.
+
+    Examples
+    --------
+    >>> import scdeepclust as sdc
+    >>> adata = sdc.datasets.pbmc68k_reduced()
+    >>> sdc.model.IDC.setup_anndata(adata)
+    >>> model = sdc.model.IDC(adata, n_clusters=8, target_sparsity=0.1)
+    >>> model.train(pretrain_epochs=4, max_epochs=2, enable_progress_bar=False)
+    >>> model.write_back(adata)
+    >>> adata.layers["idc_gates"].shape
+    (700, 765)
+    >>> adata.varm["idc_global_gates"].shape
+    (765, 8)
+    """
+
+    _module_cls = IDCModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        n_clusters: int | None = None,
+        *,
+        target_sparsity: float = 0.05,
+        clusterer: Literal["mcr2", "kmeans", "leiden"] = "mcr2",
+        init: Initialiser | Sequence = "merge",
+        gene_likelihood: GeneLikelihood = "nb",
+        dispersion: Dispersion = "gene",
+        n_latent: int = 16,
+        n_hidden: int = 128,
+        n_layers: int = 2,
+        dropout_rate: float = 0.2,
+        input_noise: float = 2.0,
+        diversity_weight: float = 1e-3,
+        rate_weight: float = 1.0,
+        encode_covariates: bool = True,
+        n_init: int = 3,
+        registry: dict | None = None,
+    ):
+        check_choice("clusterer", clusterer, ("mcr2", "kmeans", "leiden"))
+        if not target_sparsity > 0:
+            raise ValueError(
+                "`target_sparsity` must be a number of genes, or a share of them below 1, and positive; "
+                f"found {target_sparsity!r}."
+            )
+        module_kwargs = {
+            "gene_likelihood": gene_likelihood,
+            "dispersion": dispersion,
+            "n_latent": n_latent,
+            "n_hidden": n_hidden,
+            "n_layers": n_layers,
+            "dropout_rate": dropout_rate,
+            "input_noise": input_noise,
+            "target_sparsity": target_sparsity,
+            "diversity_weight": diversity_weight,
+            "rate_weight": rate_weight if clusterer == "mcr2" else 0.0,
+            "encode_covariates": encode_covariates,
+        }
+        init = init if clusterer == "mcr2" else clusterer
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init)
+        self._clusterer = clusterer
+        self.init_params_ = self._get_init_params(locals())
+
+    # -- fit ----------------------------------------------------------------------------------------------------------
+
+    def _phases(self, pretrain_epochs, max_epochs, n_train, batch_size) -> list[Phase]:
+        if self._keeps_reference_clusters:
+            # the columns of new batches learn from reconstruction alone; the clusters stay what they are
+            epochs = epochs_for_steps(400, n_train, batch_size, 100) if max_epochs is None else max_epochs
+            return [Phase("query", epochs)]
+        has_clusters = bool(self.module.z_scale > 0)
+        if pretrain_epochs is None:
+            # a model that has clusters goes on from them
+            pretrain_epochs = 0 if has_clusters else epochs_for_steps(N_STEPS, n_train, batch_size, 240)
+        if max_epochs is None:
+            max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
+        ungated = pretrain_epochs * 2 // 5
+        begin = self._freeze if has_clusters and not pretrain_epochs else self._start_clusters
+        warmup = {"kl_warmup": 0.6}  # the number of open genes falls over this share of a phase
+        return [
+            Phase("pretrain", ungated, begin=self._without_gates),
+            Phase("gates", pretrain_epochs - ungated, begin=self._with_gates, plan_kwargs=warmup),
+            Phase("cluster", max_epochs, begin=begin, plan_kwargs=warmup | {"lr": 1e-2}),
+        ]
+
+    def _learn(self, *, autoencoder: bool, gates: bool, classifier: bool) -> None:
+        """What the next phase trains."""
+        self.module.uses_gates, self.module.is_frozen = gates or classifier, classifier
+        for name, parameter in self.module.named_parameters():
+            part = name.split(".")[0]
+            learns = {"gating": gates, "cluster_head": False}.get(
+                part, classifier if part in ("global_gates", "scorer_weight", "scorer_bias") else autoencoder
+            )
+            parameter.requires_grad_(learns)
+
+    def _without_gates(self, train_indices: np.ndarray) -> None:
+        self._learn(autoencoder=True, gates=False, classifier=False)
+
+    def _with_gates(self, train_indices: np.ndarray) -> None:
+        self._learn(autoencoder=True, gates=True, classifier=False)
+
+    def _freeze(self, train_indices: np.ndarray) -> None:
+        self._learn(autoencoder=False, gates=False, classifier=True)
+
+    def _start_clusters(self, train_indices: np.ndarray) -> None:
+        self.module.uses_gates = True
+        cells = np.sort(train_indices)
+        labels = torch.as_tensor(self._start_labels(cells), device=self.device)
+        z = torch.as_tensor(self._latent(indices=cells), device=self.device)
+        with torch.enable_grad():
+            self.module.start_clusters(z, labels)
+        self._freeze(train_indices)
+
+    def _start_points(self, cells: np.ndarray) -> np.ndarray:
+        return super()._start_points(cells) if self._clusterer == "mcr2" else self._latent(indices=cells)
+
+    def _end_training(self, train_indices: np.ndarray) -> None:
+        self.module.is_frozen = False
+        if not self._keeps_reference_clusters:
+            for parameter in self.module.parameters():
+                parameter.requires_grad_(True)
+        super()._end_training(train_indices)
+
+    # -- getters ------------------------------------------------------------------------------------------------------
+
+    def get_gates(
+        self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
+    ) -> csr_matrix:
+        """Gate of each gene in each cell: 1 where the cluster was read from the gene, 0 where it was not looked at.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        Sparse matrix (n_cells, n_genes), float32, of gates of at least 0.01; smaller ones count as closed.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        """
+        self._check_if_trained(warn=False)
+        blocks = []
+        for tensors in self._minibatches(adata, indices, batch_size):
+            gates = draw_gates(self._encode(tensors)["gate_means"]).cpu().numpy()
+            blocks.append(csr_matrix(np.where(gates < OPEN, 0, gates)))
+        return vstack(blocks, format="csr")
+
+    def get_global_gates(self) -> pd.DataFrame:
+        """Gate of each gene for each cluster: which genes tell the cluster from all others.
+
+        Returns
+        -------
+        Genes x clusters, in [0, 1].
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        """
+        self._check_if_trained(warn=False)
+        with torch.no_grad():
+            gates = draw_gates(self.module.global_budget(self.module.global_gates)).T.cpu().numpy()
+        names = [str(k) for k in range(self.n_clusters)]
+        return pd.DataFrame(np.where(gates < OPEN, 0, gates), index=self.gene_names_, columns=names)
+
+    def _results(self, adata: AnnData | None, keys: ResultKeys) -> list[tuple[str, str, Any]]:
+        gates, global_gates = self.get_gates(adata), self.get_global_gates()
+        n_genes = np.diff(gates.indptr)
+        target = self.adata if adata is None else adata
+        if list(target.var_names) != list(self.gene_names_):
+            # genes the model does not know have closed gates in cells, and none in clusters
+            columns = target.var_names.get_indexer(self.gene_names_)
+            gates = csr_matrix((gates.data, columns[gates.indices], gates.indptr), (len(n_genes), target.n_vars))
+            gates.sort_indices()
+            global_gates = global_gates.reindex(target.var_names)
+        return [
+            *super()._results(adata, keys),
+            ("layers", keys.gates, gates),
+            ("obs", keys.n_genes, n_genes),
+            ("varm", keys.global_gates, global_gates),
+        ]
