@@ -226,6 +226,19 @@ def gmvae(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Label
         yield Labels(f"gmvae{suffix}:start", k_is, np.asarray(model.initial_labels_), fit, timer)
 
 
+def idc(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
+    model, fit = fit_model("IDC", adata, k, seed)
+    yield from idc_labels(model, k, seed, fit, wanted)
+
+
+def idc_labels(model, k: int, seed: int, fit: Timer, wanted: set[str]) -> Iterator[Labels]:
+    with Timer() as timer:
+        labels = np.asarray(model.predict())
+    yield Labels("idc", "given", labels, fit, timer)
+    yield Labels("idc:start", "given", np.asarray(model.initial_labels_), fit, timer)
+    yield from cluster("idc", model.get_latent_representation(), k, seed, fit, wanted)
+
+
 def fit_model(name: str, adata: AnnData, n_clusters: int | None, seed: int, **options: Any) -> tuple[Any, Timer]:
     """A model of this package, at its defaults but for `options`, and what the fit cost."""
     import scvi as scvi_tools
@@ -257,6 +270,7 @@ FAMILIES: dict[str, tuple[Callable[[AnnData, int, int, set[str]], Iterator[Label
     "scdeepcluster": (scdeepcluster, ("scdeepcluster:start", "scdeepcluster")),
     "gmvae": (gmvae, ("gmvae:start", "gmvae", "gmvae+auto")),
     "somvae": (somvae, ("somvae",)),
+    "idc": (idc, ("idc:start", "idc+kmeans", "idc")),
 }
 METHODS = tuple(method for _, methods in FAMILIES.values() for method in methods)
 

@@ -22,11 +22,12 @@ import io
 import os
 import subprocess
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
-from _methods import DATASETS, FAMILIES, METHODS, load, warm_up  # first: it sets the number of threads
+from _methods import DATASETS, FAMILIES, METHODS, Labels, load, warm_up  # first: it sets the number of threads
 
 # isort: split
 import numpy as np
@@ -85,9 +86,13 @@ def versions() -> str:
 
 def measure(adata: AnnData, data: str, family: str, seed: int, wanted: set[str]) -> list[Row]:
     truth = adata.obs["cell_type"].astype(str).to_numpy()
+    return rows_of(truth, data, seed, wanted, FAMILIES[family][0](adata, np.unique(truth).size, seed, wanted))
+
+
+def rows_of(truth: np.ndarray, data: str, seed: int, wanted: set[str], results: Iterable[Labels]) -> list[Row]:
     k = np.unique(truth).size
     rows = []
-    for result in FAMILIES[family][0](adata, k, seed, wanted):
+    for result in results:
         if result.method not in wanted:
             continue
         rows.append(

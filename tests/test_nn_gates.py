@@ -40,7 +40,7 @@ def test_the_budget_is_met(wanted):
     means = torch.randn(64, 50, generator=torch.Generator().manual_seed(0))
     for _ in range(100):
         shifted = budget(means, wanted)
-    assert expected_open(shifted, 0.5).mean().item() == pytest.approx(wanted, rel=1e-3)
+    assert expected_open(shifted, 0.5).square().mean().sqrt().item() == pytest.approx(wanted, rel=1e-3)
     torch.testing.assert_close(budget(means), shifted)  # at prediction the offset stays
     assert budget(means[:1] + 100).equal(means[:1] + 100 - budget.offset)
 
@@ -64,6 +64,18 @@ def test_gradients_flow_through_the_offset():
         step[i, j] = 1e-5
         up, down = ((solved(means + s * step).tanh() * weight).sum() for s in (1, -1))
         assert leaf.grad[i, j].item() == pytest.approx((up - down).item() / 2e-5, rel=1e-3, abs=1e-6)
+
+
+def test_a_gate_costs_more_where_many_are_open():
+    """Two samples with the same gate on the edge; the second has ten times as many others open."""
+    means = torch.full((2, 100), -9.0)
+    means[0, 1:6] = means[1, 1:51] = 9.0
+    means[:, 0] = 0.0
+    means.requires_grad_()
+    budget = GateBudget(sigma=0.5)
+    budget(means, wanted=40.0).sum().backward()
+    taken = 1 - means.grad[:, 0]
+    assert (taken[1] / taken[0]).item() == pytest.approx(50.5 / 5.5, rel=1e-3)
 
 
 def test_opening_all_gates_at_once_is_impossible():

@@ -25,6 +25,7 @@ What differs from the paper, and why:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
+from scvi import settings
 from scvi.module.base import LossOutput
 from torch import Tensor, nn
 
@@ -48,11 +50,11 @@ from scdeepclust.nn import (
     compressed_rate,
     draw_gates,
 )
-from scdeepclust.train import Initialiser, Phase, epochs_for_steps
+from scdeepclust.train import Initialiser, Phase, epochs_for_steps, initial_labels, one_thread
 
 from ._base_model import ClusteringModel, Indices
 from ._base_module import ClusteringModule
-from ._checks import check_choice
+from ._checks import check_choice, check_n_clusters
 
 # Gates below this are closed: what they let through is less than a hundredth of the expression.
 OPEN = 0.01
@@ -65,6 +67,9 @@ ALMOST_ALL = 0.9
 
 # Standard deviation of the noise of the gates.
 SIGMA = 0.5
+
+# Cells whose gates are looked at for warnings, and the share of them without open gates that is worth one.
+MAX_GATED_CELLS, MANY_CLOSED = 2000, 0.1
 
 # Cells from which the clustering head learns, and its steps: the head is small, so that more would not change it.
 MAX_HEAD_CELLS, HEAD_STEPS = 20_000, 300
@@ -205,11 +210,11 @@ class IDCModule(ClusteringModule):
     def start_clusters(self, z: Tensor, labels: Tensor) -> None:
         """Fit the clustering head to labels (n,) of latent codes (n, D), then lower the coding rate close to them."""
         n_clusters = int(labels.max()) + 1
-        self._set_clusters(n_clusters)
-        self.to(z.device)
+        self.forget_clusters(n_clusters)
         self.z_center.copy_(z.mean(dim=0))
         self.z_scale.copy_((z - self.z_center).square().mean().sqrt())
-        h = self.standardised(z)
+        kept = torch.randperm(len(z))[:MAX_HEAD_CELLS].to(z.device)
+        h, labels = self.standardised(z)[kept], labels[kept]
         unit = h / self.n_latent**0.5  # mean squared length 1
         total = coding_rate(unit)
         optimizer = torch.optim.Adam(self.cluster_head.parameters(), lr=1e-2)
@@ -221,6 +226,14 @@ class IDCModule(ClusteringModule):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+
+    def forget_clusters(self, n_clusters: int) -> None:
+        """Put the clusters back to what they were before they were started."""
+        device = self.z_scale.device
+        self._set_clusters(n_clusters)
+        self.global_budget.offset.zero_()
+        self.z_scale.zero_()
+        self.to(device)
 
     @torch.no_grad()
     def reorder_clusters(self, order: Tensor) -> None:
@@ -371,14 +384,15 @@ class IDC(ClusteringModel):
     def _start_clusters(self, train_indices: np.ndarray) -> None:
         self.module.uses_gates = True
         cells = np.sort(train_indices)
-        labels = torch.as_tensor(self._start_labels(cells), device=self.device)
+        labels = torch.as_tensor(self._start_labels(cells, self._start_points(cells)), device=self.device)
         z = torch.as_tensor(self._latent(indices=cells), device=self.device)
         with torch.enable_grad():
             self.module.start_clusters(z, labels)
         self._freeze(train_indices)
 
     def _start_points(self, cells: np.ndarray) -> np.ndarray:
-        return super()._start_points(cells) if self._clusterer == "mcr2" else self._latent(indices=cells)
+        """Where clusters are looked for."""
+        return self._denoised_points(cells) if self._clusterer == "mcr2" else self._latent(indices=cells)
 
     def _end_training(self, train_indices: np.ndarray) -> None:
         self.module.is_frozen = False
@@ -386,6 +400,90 @@ class IDC(ClusteringModel):
             for parameter in self.module.parameters():
                 parameter.requires_grad_(True)
         super()._end_training(train_indices)
+
+    def _warn_if_degenerate(self, probabilities: np.ndarray) -> None:
+        """Say so when gates are closed for good, or open for the same genes in every cell."""
+        super()._warn_if_degenerate(probabilities)
+        cells = np.arange(min(self.adata.n_obs, MAX_GATED_CELLS))
+        opened = self.get_gates(indices=cells) > 0
+        n_open = np.diff(opened.indptr)  # of each cell
+        n_cells = np.asarray(opened.sum(axis=0))  # of each gene
+        if (n_open == 0).mean() > MANY_CLOSED:
+            warnings.warn(
+                f"{(n_open == 0).mean():.0%} of the cells have no open gate: their clusters mean nothing. Train longer "
+                "(`pretrain_epochs`), or with a larger `target_sparsity`.",
+                stacklevel=2,
+            )
+        elif np.isin(n_cells, (0, len(cells))).all():
+            warnings.warn(
+                "Gates are open for the same genes in all cells: they select genes, but explain no cell. Train longer "
+                "(`pretrain_epochs`), or with a smaller `target_sparsity`.",
+                stacklevel=2,
+            )
+
+    # -- other numbers of clusters ------------------------------------------------------------------------------------
+
+    def sweep_n_clusters(self, numbers: Sequence[int]) -> pd.DataFrame:
+        """Other numbers of clusters of the same gated cells, scored without labels. Nothing is trained.
+
+        Parameters
+        ----------
+        numbers
+            Numbers of clusters.
+
+        Returns
+        -------
+        Indexed by ``n_clusters``: ``rate``, the coding rate of the latent codes cluster by cluster over that of all
+        cells together, and ``silhouette``, the mean silhouette width of the latent codes. Look for the number after
+        which the rate hardly falls; :meth:`recluster` then takes it.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If a number is below 2 or above the number of cells.
+        """
+        from sklearn.metrics import silhouette_score
+
+        self._check_if_trained(warn=False)
+        for number in numbers:
+            check_n_clusters(number, self.adata.n_obs)
+        cells = np.arange(self.adata.n_obs)
+        points, seed = self._start_points(cells), settings.seed or 0
+        method = self._init if isinstance(self._init, str) else "merge"
+        unit = torch.as_tensor(self._latent())
+        unit = (unit - unit.mean(dim=0)) / (unit - unit.mean(dim=0)).square().sum(dim=1).mean().sqrt()
+        rows = []
+        for number in numbers:
+            labels = initial_labels(points, method, number, n_init=self._n_init, seed=seed)
+            members = nn.functional.one_hot(torch.as_tensor(labels)).float()
+            with one_thread():
+                width = silhouette_score(unit.numpy(), labels, sample_size=min(5000, len(labels)), random_state=seed)
+            rows.append({"rate": float(compressed_rate(unit, members) / coding_rate(unit)), "silhouette": float(width)})
+        return pd.DataFrame(rows, index=pd.Index(numbers, name="n_clusters"))
+
+    def recluster(self, n_clusters: int | None, max_epochs: int | None = None, **train_kwargs) -> None:
+        """Take another number of clusters: only the clustering head and the global gates are trained anew.
+
+        Parameters
+        ----------
+        n_clusters
+            Number of clusters; None takes the number of communities that Leiden finds.
+        max_epochs, **train_kwargs
+            As in :meth:`train`.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If the number is below 2 or above the number of cells.
+        """
+        self._check_if_trained(warn=False)
+        check_n_clusters(n_clusters, self.adata.n_obs)
+        self.module.forget_clusters(n_clusters or 0)
+        self.train(max_epochs, pretrain_epochs=0, **train_kwargs)
 
     # -- getters ------------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,9 @@
 
 from ._coding_rate import coding_rate, compressed_rate
 from ._dec import assignment_kl, column_sums, student_t_log_assignment, target_distribution
+from ._gates import GateBudget, GatingNetwork, draw_gates, expected_open
 from ._independence import dependence
 from ._ladder import LadderBody, LadderEncoder
-from ._gates import GateBudget, GatingNetwork, draw_gates, expected_open
 from ._likelihoods import (
     Counts,
     counts_from_csr,

@@ -112,17 +112,20 @@ class GatingNetwork(nn.Module):
 class GateBudget(nn.Module):
     r"""A common offset of gates, such that the wanted number of them is open.
 
-    With means :math:`\mu_{ij}` of gate j of sample i, the offset :math:`\tau` solves
+    With means :math:`\mu_{ij}` of gate j of sample i and the number :math:`n_i` of gates that it has open in
+    expectation, the offset :math:`\tau` solves
 
     .. math::
-        \frac1B \sum_{ij} \Phi\big((\mu_{ij} - \tau) / \sigma\big) = b .
+        n_i = \sum_j \Phi\big((\mu_{ij} - \tau) / \sigma\big), \qquad \sqrt{\tfrac1B \sum_i n_i^2} = b .
 
     It follows the means with one Newton step a training step, through which gradients flow. Opening a gate therefore
-    closes others: its gradient becomes :math:`\partial L / \partial \mu_{ij} - \lambda\, \varphi_{ij}`, where
-    :math:`\varphi_{ij}` is the probability that the offset closes just this gate and
-    :math:`\lambda = \sum \partial L / \partial \mu` is the price of an open gate (the Lagrange multiplier of the
-    budget), found anew in each step. A fixed price in the loss would have to be tuned to each data set; a price that
-    is raised until enough gates are closed overshoots, because gates that are closed for good do not come back.
+    closes others: its gradient becomes :math:`\partial L / \partial \mu_{ij} - \lambda\, n_i \varphi_{ij}`, where
+    :math:`\varphi_{ij}` is the density with which the offset meets this gate and :math:`\lambda` the Lagrange
+    multiplier of the budget, found anew in each step. The price of a gate rises with the number of open gates of a
+    sample, else rare kinds of samples, which are hard to reconstruct, would keep all of theirs.
+
+    A fixed price in the loss would have to be tuned to each data set; a price that is raised until enough gates are
+    closed overshoots, because gates that are closed for good do not come back.
 
     Parameters
     ----------
@@ -149,13 +152,15 @@ class GateBudget(nn.Module):
         self.register_buffer("offset", torch.zeros(()))
 
     def forward(self, means: Tensor, wanted: float | None = None) -> Tensor:
-        """Means less the offset, (B, G); ``wanted`` open gates a sample, or None to leave the offset as it is."""
+        """Means less the offset, (B, D); ``wanted`` open gates a sample, or None to leave the offset as it is."""
         if wanted is None:
             return means - self.offset
         shifted = (means - self.offset) / self.sigma
-        n_open = torch.special.ndtr(shifted).sum() / len(means)
-        slope = torch.exp(-shifted.detach().square() / 2).sum() / (len(means) * self.sigma * math.sqrt(2 * math.pi))
-        step = (n_open.detach() - wanted) / slope.clamp_min(torch.finfo(slope.dtype).tiny)
-        offset = self.offset + step.clamp(-_LARGEST_STEP, _LARGEST_STEP)
-        self.offset.copy_(offset)
-        return means - (offset + (n_open - n_open.detach()) / slope.clamp_min(_LEAST_SLOPE))
+        n_open = torch.special.ndtr(shifted).sum(dim=-1)  # (B,)
+        level = n_open.square().mean().sqrt()
+        with torch.no_grad():
+            density = torch.exp(-shifted.square() / 2).sum(dim=-1) / (self.sigma * math.sqrt(2 * math.pi))  # (B,)
+            slope = (n_open * density).mean() / level
+            step = (level - wanted) / slope.clamp_min(torch.finfo(slope.dtype).tiny)
+            self.offset.add_(step.clamp(-_LARGEST_STEP, _LARGEST_STEP))
+        return means - self.offset - (level - level.detach()) / slope.clamp_min(_LEAST_SLOPE)

@@ -18,7 +18,8 @@ def gates(adata: AnnData, key: str = "idc", *, n_genes: int = 4) -> dict[str, Ax
     """Genes that each cluster was read from, as a dot plot: clusters x genes.
 
     The size of a dot is the share of cells whose gate is open, its colour the mean of gate times standardised
-    expression: how far the gene moves the cells of the cluster away from the average cell.
+    expression: how far the gene moves the cells of the cluster away from the average cell (blue: it is expressed less
+    than there, and that was looked at).
 
     Parameters
     ----------
@@ -74,11 +75,11 @@ def gates(adata: AnnData, key: str = "idc", *, n_genes: int = 4) -> dict[str, Ax
         {cluster: group for cluster, group in shown.items() if group},
         key,
         dot_size_df=size,
-        dot_color_df=color.clip(lower=0),
-        vmin=0,
+        dot_color_df=color,
+        vmin=-top,
         vmax=top,
     )
-    plot.style(cmap="Reds", dot_max=1.0, dot_min=0.0)
+    plot.style(cmap="RdBu_r", dot_max=1.0, dot_min=0.0)
     plot.legend(colorbar_title="gate x expression\n(mean, in sd)", size_title="cells with the\ngate open (%)")
     return plot.get_axes()
 

@@ -87,8 +87,8 @@ def _wilcoxon(data: GatedData) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     from scdeepclust.train import one_thread
 
-    expression = AnnData(data.log_normalised(), obs=pd.DataFrame({"cluster": data.labels.astype(str)}))
-    expression.obs_names = expression.obs_names.astype(str)
+    obs = pd.DataFrame({"cluster": data.labels.astype(str)}, index=np.arange(len(data.labels)).astype(str))
+    expression = AnnData(data.log_normalised(), obs=obs)
     expression.var_names = data.genes
     sizes = data.labels.value_counts()
     groups = [str(c) for c in data.labels.categories if sizes[c] > 1]

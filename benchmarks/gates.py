@@ -1,0 +1,374 @@
+"""What the gates of IDC are worth: known markers, faithfulness, global gates, stability over seeds.
+
+    python benchmarks/gates.py --seeds 0-4                 # everything that is missing; one fit a data set and seed
+    python benchmarks/gates.py --data pbmc3k_full          # a part of it
+    python benchmarks/gates.py --size                      # the published size, and memory of the results
+    python benchmarks/gates.py --table                     # only rewrite the page
+
+Each fit also adds its labels to `results/quality.csv` where `quality.py` has not measured them yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import time
+import warnings
+from pathlib import Path
+
+from _methods import DATASETS, METHODS, Timer, fit_model, idc_labels, load, one_thread
+
+# isort: split
+import numpy as np
+import pandas as pd
+from _page import markdown
+from anndata import AnnData
+from quality import CSV as QUALITY
+from quality import append as append_quality
+from quality import matching, read, rows_of, seed_list
+
+HERE = Path(__file__).resolve().parent
+CSV = HERE / "results" / "gates.csv"
+STABILITY = HERE / "results" / "gates_stability.csv"
+SIZE = HERE / "results" / "gates_size.csv"
+PAGE = HERE.parent / "docs" / "benchmarks" / "gates.md"
+CACHE = HERE / ".cache" / "gates"  # labels and first genes of each fit, from which the stability follows
+
+SIMULATED = "simulated"
+N_MARKERS = 40
+N_TOP = 20
+
+# Ten canonical markers of the types in the labels of pbmc3k_full; two of them are pairs of which one is enough.
+CANONICAL = (
+    ("B", ("MS4A1",)),
+    ("B", ("CD79A",)),
+    ("NK", ("NKG7",)),
+    ("NK", ("GNLY",)),
+    ("CD14+ Mono", ("LYZ",)),
+    ("FCGR3A+ Mono", ("FCGR3A",)),
+    ("CD14+ Mono", ("CD14", "S100A9")),
+    ("Platelet", ("PPBP",)),
+    ("CD8 T", ("CD8A",)),
+    ("CD4 T", ("IL7R", "CD3D")),
+)
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+def data_of(name: str) -> AnnData | None:
+    if name != SIMULATED:
+        return load(name)
+    import scdeepclust as sdc
+
+    return sdc.datasets.simulate_counts(
+        2000, 2000, n_clusters=6, n_markers=N_MARKERS, marker_log_fold_change=1.5, depth=600, seed=3
+    )
+
+
+def measure(adata: AnnData, name: str, seed: int) -> dict:
+    import scdeepclust as sdc
+
+    truth = adata.obs["cell_type"].astype(str).to_numpy()
+    k = len(np.unique(truth))
+    model, fit = fit_model("IDC", adata, k, seed)
+    if name != SIMULATED:
+        known = read(QUALITY)
+        done = set(known.method[(known.data == name) & (known.seed == seed)])
+        wanted = {method for method in METHODS if method.startswith("idc")} - done
+        results = idc_labels(model, k, seed, fit, wanted)
+        append_quality(QUALITY, rows_of(truth, name, seed, wanted, results))
+    model.write_back(model.adata)
+    table = sdc.tl.rank_gates(model.adata)
+    labels = np.asarray(model.predict())
+    row = {"data": name, "seed": seed, "n_genes": adata.n_vars, "n_clusters": k}
+    row |= sdc.tl.score_gates(model, seed=seed).drop("seed_jaccard").to_dict()
+    n_open = model.adata.obs["idc_n_genes"].groupby(labels).mean()
+    row |= {"largest_share_open": n_open.max() / adata.n_vars}
+    curves = sdc.tl.gate_curves(model, [5, 20, 50], seed=seed)
+    row |= {f"{column}_{n}": curves.loc[n, column] for n in curves.index for column in curves}
+    row |= linear(adata, table, labels, truth, seed)
+    if name == SIMULATED:
+        row |= known_markers(table, adata, labels, truth)
+    if name == "pbmc3k_full":
+        row |= canonical(table, labels, truth)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    first = table[table["rank"] <= N_TOP].groupby("cluster", observed=True)["gene"].apply(list).to_dict()
+    (CACHE / f"{name}-{seed}.json").write_text(json.dumps({"labels": labels.tolist(), "first": first}))
+    # the classifier behind the global gates has not seen the cells it is judged on
+    model.recluster(k, train_size=0.8, early_stopping=False, check_val_every_n_epoch=1, **QUIET)
+    gates = model.get_global_gates().to_numpy()
+    row |= {
+        "global_share_open": (gates > 0).mean(),
+        "global_accuracy": model.history["global_accuracy_validation"].iloc[-1, 0],
+    }
+    return row
+
+
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+
+
+def linear(adata: AnnData, table: pd.DataFrame, labels: np.ndarray, truth: np.ndarray, seed: int) -> dict:
+    """Accuracy (five folds) of a linear classifier on the first gated genes, and on as many highly variable genes."""
+    import scanpy as sc
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    if "counts" in adata.layers and adata.X.max() > 20:  # the simulation: counts in X
+        adata = AnnData(adata.layers["counts"].copy(), var=adata.var[[]])
+        sc.pp.normalize_total(adata, target_sum=1e4)
+        sc.pp.log1p(adata)
+    dispersion = sc.pp.highly_variable_genes(adata, n_top_genes=50, inplace=False)["dispersions_norm"].to_numpy()
+    by_dispersion = np.argsort(-np.nan_to_num(dispersion, nan=-np.inf), kind="stable")
+    result = {}
+    for n in (2, 5):
+        genes = adata.var_names.get_indexer(table.loc[table["rank"] <= n, "gene"].unique())
+        for name, chosen in {"gates": genes, "hvg": by_dispersion[: len(genes)]}.items():
+            x = adata.X[:, chosen].toarray()
+            for target, y in {"types": truth, "labels": labels}.items():
+                model = make_pipeline(StandardScaler(), LinearSVC(C=0.1, random_state=seed))
+                result[f"linear_{target}_{name}_{n}"] = cross_val_score(model, x, y, cv=5).mean()
+    return result
+
+
+def known_markers(table: pd.DataFrame, adata: AnnData, labels: np.ndarray, truth: np.ndarray) -> dict:
+    """Of the cluster that is mostly one type: precision of as many genes as there are markers, and AUROC."""
+    from sklearn.metrics import roc_auc_score
+
+    majority = pd.crosstab(labels, truth).idxmax(axis=1)
+    precision, auroc = [], []
+    for cluster, rows in table.groupby("cluster", observed=True):
+        is_marker = adata.var["marker_of"].loc[rows["gene"]].eq(majority[cluster]).to_numpy()
+        precision.append(is_marker[: is_marker.sum()].mean())
+        auroc.append(roc_auc_score(is_marker, rows["contribution"]))
+    return {"marker_precision": np.mean(precision), "marker_auroc": np.mean(auroc)}
+
+
+def canonical(table: pd.DataFrame, labels: np.ndarray, truth: np.ndarray) -> dict:
+    """How many canonical markers are among the first genes of a cluster that is mostly their type."""
+    majority = pd.crosstab(labels, truth).idxmax(axis=1)
+    first = table[table["rank"] <= N_TOP]
+    missing = []
+    for cell_type, genes in CANONICAL:
+        clusters = majority.index[majority.str.contains(cell_type, regex=False)]
+        if not first.loc[first["cluster"].isin(clusters), "gene"].isin(genes).any():
+            missing.append("/".join(genes))
+    return {"canonical": len(CANONICAL) - len(missing), "canonical_missing": " ".join(missing)}
+
+
+def stability(datasets: list[str]) -> None:
+    """Jaccard index of the first genes of clusters matched by their cells, over all pairs of seeds."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows = []
+    for name in datasets:
+        fits = [json.loads(path.read_text()) for path in sorted(CACHE.glob(f"{name}-*.json"))]
+        values = []
+        for a, b in itertools.combinations(fits, 2):
+            counts = pd.crosstab(np.array(a["labels"]), np.array(b["labels"]))
+            for i, j in zip(*linear_sum_assignment(counts.to_numpy(), maximize=True), strict=True):
+                one, two = set(a["first"][counts.index[i]]), set(b["first"][counts.columns[j]])
+                values.append(len(one & two) / len(one | two))
+        if values:
+            rows.append({"data": name, "seeds": len(fits), "pairs": len(values), "median_jaccard": np.median(values)})
+    if rows:
+        pd.DataFrame(rows).to_csv(STABILITY, index=False, float_format="%.4f")
+
+
+def run(datasets: list[str], seeds: list[int]) -> None:
+    for seed in seeds:
+        for name in datasets:
+            done = pd.read_csv(CSV) if CSV.exists() else pd.DataFrame(columns=["data", "seed"])
+            if ((done["data"] == name) & (done["seed"] == seed)).any():
+                continue
+            adata = data_of(name)
+            if adata is None:
+                continue
+            row = measure(adata, name, seed)
+            done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
+            done.sort_values(["data", "seed"]).to_csv(CSV, index=False, float_format="%.4f")
+            print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+    stability([SIMULATED, *DATASETS])
+
+
+# ---- size ------------------------------------------------------------------------------------------------------------
+
+
+def size() -> None:
+    """Seconds an epoch at the published size, and memory for the results of 100,000 cells. Each in a process."""
+    rows = []
+    for task in ("published", "results"):
+        read_end, write_end = os.pipe()
+        if (child := os.fork()) == 0:
+            os.close(read_end)
+            row = {"published": published_size, "results": results_size}[task]()
+            os.write(write_end, json.dumps(row).encode())
+            os._exit(0)
+        os.close(write_end)
+        with os.fdopen(read_end) as answer:
+            rows.append(json.loads(answer.read()))
+        os.waitpid(child, 0)
+        print(rows[-1], flush=True)
+    pd.DataFrame(rows).to_csv(SIZE, index=False, float_format="%.3f")
+
+
+def peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def published_size() -> dict:
+    import scdeepclust as sdc
+
+    one_thread()
+    adata = sdc.datasets.simulate_counts(20_742, 17_126, n_clusters=2, n_markers=100, depth=1500, seed=0)
+    del adata.layers["counts"]
+    sdc.model.IDC.setup_anndata(adata)
+    model = sdc.model.IDC(adata, n_clusters=2)
+    with Timer() as timer:
+        model.train(pretrain_epochs=2, max_epochs=0, batch_size=256, **QUIET)
+    epochs = sum(n for _, n in model.phases_)
+    return {
+        "what": "20,742 x 17,126, K = 2, batches of 256", "seconds": timer.wall / epochs,
+        "peak_gib": peak_gib(), "gib_above": np.nan,
+    }  # fmt: skip
+
+
+def results_size() -> dict:
+    import scdeepclust as sdc
+
+    one_thread()
+    adata = sdc.datasets.simulate_counts(100_000, 2000, n_clusters=8, seed=0)
+    del adata.layers["counts"]
+    sdc.model.IDC.setup_anndata(adata)
+    model = sdc.model.IDC(adata, n_clusters=8)
+    model.train(pretrain_epochs=1, max_epochs=0, **QUIET)
+    before = current_gib()
+    start = time.perf_counter()
+    reset_peak()
+    model.write_back()
+    return {
+        "what": "write_back of 100,000 x 2,000", "seconds": time.perf_counter() - start,
+        "peak_gib": status_gib("VmHWM"), "gib_above": status_gib("VmHWM") - before,
+    }  # fmt: skip
+
+
+def status_gib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 2**20
+
+
+def current_gib() -> float:
+    return status_gib("VmRSS")
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+# ---- page ------------------------------------------------------------------------------------------------------------
+
+SCORES = {
+    "n_open": "open genes a cell",
+    "share_open": "share",
+    "largest_share_open": "share in the cluster with most",
+    "diversity": "diversity",
+    "faithfulness": "faithfulness",
+    "uniqueness": "uniqueness",
+    "lipschitz": "Lipschitz",
+    "generalisability": "generalisability",
+    "global_share_open": "global gates open",
+    "global_accuracy": "accuracy behind them",
+}
+MARKERS = {"marker_precision": "precision", "marker_auroc": "AUROC"}
+CURVES = {
+    f"{kind}_{name}_20": f"{kind}, {name}" for kind in ("deletion", "insertion") for name in ("gates", "random", "hvg")
+}
+LINEAR = {
+    f"linear_{target}_{name}_{n}": f"{target}, {n} a cluster, {name}"
+    for target in ("types", "labels")
+    for n in (2, 5)
+    for name in ("gates", "hvg")
+}
+
+
+def table(rows: pd.DataFrame, columns: dict[str, str]) -> str:
+    """Means over seeds, a line a data set, and the mean of these."""
+    order = [name for name in (SIMULATED, *DATASETS) if name in set(rows["data"])]
+    means = rows.groupby("data")[list(columns)].mean().loc[order]
+    means.loc["mean of the real data"] = means.drop(index=SIMULATED, errors="ignore").mean()
+    seeds = rows.groupby("data").size()
+    lines = [["data", "seeds", *columns.values()]]
+    for name, values in means.iterrows():
+        cells = [f"{value:.0f}" if value >= 10 else f"{value:.3f}" for value in values]
+        lines.append([name, str(seeds.get(name, "")), *cells])
+    return markdown(lines)
+
+
+def write_page() -> None:
+    if not CSV.exists():
+        return
+    rows = pd.read_csv(CSV)
+    parts = [HEAD, "## Scores of the explanations", table(rows, SCORES)]
+    parts += ["## Labels after 20 genes of a cell are removed, or alone are left", table(rows, CURVES)]
+    parts += ["## Accuracy of a linear classifier, five folds", table(rows, LINEAR)]
+    simulated = rows[rows["data"] == SIMULATED]
+    if len(simulated):
+        parts += ["## Known markers of simulated clusters", table(simulated, MARKERS).rsplit("\n", 1)[0]]
+    pbmc = rows[rows["data"] == "pbmc3k_full"]
+    if len(pbmc):
+        lines = [["seed", "of ten", "missing"]]
+        lines += [[str(r.seed), f"{r.canonical:.0f}", str(r.canonical_missing)] for r in pbmc.itertuples()]
+        parts += [f"## Canonical markers among the first {N_TOP} genes of their cluster, pbmc3k_full", markdown(lines)]
+    if STABILITY.exists():
+        found = pd.read_csv(STABILITY)
+        lines = [["data", "seeds", "median Jaccard index"]]
+        lines += [[r.data, str(r.seeds), f"{r.median_jaccard:.3f}"] for r in found.itertuples()]
+        parts += [f"## The first {N_TOP} genes of a cluster over seeds", markdown(lines)]
+    if SIZE.exists():
+        lines = [["what", "seconds (an epoch of training; the whole call)", "peak GiB", "GiB above the state before"]]
+        for r in pd.read_csv(SIZE).itertuples():
+            above = "-" if np.isnan(r.gib_above) else f"{r.gib_above:.2f}"
+            lines.append([r.what, f"{r.seconds:.1f}", f"{r.peak_gib:.2f}", above])
+        parts += ["## Size", markdown(lines)]
+    PAGE.write_text("\n\n".join(parts) + "\n")
+    print(f"wrote {PAGE}")
+
+
+HEAD = f"""# Gates of IDC
+
+Written by `benchmarks/gates.py`; do not edit. Rows are in `benchmarks/results/gates*.csv`. Same data, genes and numbers
+of clusters as for the [label quality](quality.md), one default configuration; means over seeds. What the scores mean is
+said by `tl.score_gates`, what deletion and insertion mean by `tl.gate_curves`. Genes of a cluster are those of
+`tl.rank_gates`.
+
+Behind the global gates, a linear classifier is trained on 80 % of the cells and judged on the others; it sees every
+cell through the gates of every cluster. The linear classifiers of the third table get the first 2 or 5 gated genes
+of each cluster, or as many genes of highest normalised dispersion; they predict the known types or the labels of the
+model.
+
+`{SIMULATED}`: 2000 cells x 2000 genes, 6 clusters with {N_MARKERS} markers each, natural-log fold change about 1.5.
+Precision is that of the first {N_MARKERS} genes of a cluster."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="*", help="names or patterns, separated by commas")
+    parser.add_argument("--seeds", type=seed_list, default="0-4", help="for example 0-4 or 0,3")
+    parser.add_argument("--size", action="store_true", help="measure time and memory instead")
+    parser.add_argument("--table", action="store_true", help="only rewrite the page")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if arguments.size:
+        size()
+    elif not arguments.table:
+        run(matching(arguments.data, (SIMULATED, *DATASETS)), arguments.seeds)
+    write_page()
+
+
+if __name__ == "__main__":
+    main()
