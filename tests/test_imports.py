@@ -19,18 +19,8 @@ API_PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 PUBLIC_MODULES = ("datasets", "model", "pl", "tl")
 
 # A part may import from parts with a smaller number and from itself.
-LAYERS = {
-    "_compat": 0,
-    "_keys": 0,
-    "datasets": 0,
-    "nn": 1,
-    "train": 2,
-    "model": 3,
-    "_gated": 3,
-    "tl": 4,
-    "pl": 4,
-    "cli": 5,
-}
+ORDER = ("_compat _keys datasets", "_gated nn", "train", "model", "tl pl", "cli")
+LAYERS = {part: number for number, parts in enumerate(ORDER) for part in parts.split()}
 
 
 def part_of(path: Path) -> str:

@@ -65,6 +65,9 @@ N_STEPS = 1200
 # Share of open gates that their learning starts from.
 ALMOST_ALL = 0.9
 
+# Open genes by default: this share, but at least so many.
+SHARE_OPEN, LEAST_OPEN = 0.05, 50
+
 # Standard deviation of the noise of the gates.
 SIGMA = 0.5
 
@@ -85,7 +88,8 @@ class IDCModule(ClusteringModule):
     n_clusters
         Number of clusters; 0 if it is set later by :meth:`start_clusters`.
     target_sparsity
-        Wanted number of open genes, of a cell and of a cluster, or their share of all genes if below 1.
+        Wanted number of open genes, of a cell and of a cluster, or their share of all genes if below 1. None: a
+        twentieth of the genes, but at least 50.
     diversity_weight
         Weight of the coding rate of the gates, per cell and gene.
     rate_weight
@@ -99,12 +103,14 @@ class IDCModule(ClusteringModule):
         n_input: int,
         *,
         n_clusters: int,
-        target_sparsity: float = 0.05,
+        target_sparsity: float | None = None,
         diversity_weight: float = 1e-3,
         rate_weight: float = 1.0,
         **kwargs,
     ):
         super().__init__(n_input, **kwargs)
+        if target_sparsity is None:
+            target_sparsity = max(LEAST_OPEN, SHARE_OPEN * n_input)
         self.n_open = min(float(n_input), target_sparsity if target_sparsity >= 1 else target_sparsity * n_input)
         self.diversity_weight = diversity_weight
         self.rate_weight = rate_weight
@@ -255,7 +261,7 @@ class IDC(ClusteringModel):
         pretrained model (:func:`scdeepclust.tl.estimate_n_clusters` shows the alternatives).
     target_sparsity
         Wanted number of open genes a cell (on average), or their share of all genes if below 1. The training finds
-        the price of a gate that leads there.
+        the price of a gate that leads there. By default a twentieth of the genes, but at least 50.
     clusterer
         ``"mcr2"`` starts from the labels of ``init`` and lowers their coding rate; ``"kmeans"`` and ``"leiden"`` take
         the clusters of the latent codes of the gated cells as they are (``init`` is not used then).
@@ -300,7 +306,7 @@ class IDC(ClusteringModel):
         adata: AnnData | None = None,
         n_clusters: int | None = None,
         *,
-        target_sparsity: float = 0.05,
+        target_sparsity: float | None = None,
         clusterer: Literal["mcr2", "kmeans", "leiden"] = "mcr2",
         init: Initialiser | Sequence = "merge",
         gene_likelihood: GeneLikelihood = "nb",
@@ -317,7 +323,7 @@ class IDC(ClusteringModel):
         registry: dict | None = None,
     ):
         check_choice("clusterer", clusterer, ("mcr2", "kmeans", "leiden"))
-        if not target_sparsity > 0:
+        if target_sparsity is not None and not target_sparsity > 0:
             raise ValueError(
                 "`target_sparsity` must be a number of genes, or a share of them below 1, and positive; "
                 f"found {target_sparsity!r}."

@@ -10,8 +10,15 @@ from scdeepclust.pl._history import history
 from scdeepclust.pl._n_clusters import n_clusters
 from scdeepclust.pl._som import som, transitions
 
-<<<<<<< HEAD
-__all__ = ["benchmark_table", "cluster_sizes", "confidence", "history", "n_clusters", "overview", "som", "transitions"]
-=======
-__all__ = ["benchmark_table", "cell_gates", "cluster_sizes", "confidence", "gates", "history", "n_clusters", "overview"]
->>>>>>> 67c035b (IDC: clusters read from a few genes a cell, and gates that say which)
+__all__ = [
+    "benchmark_table",
+    "cell_gates",
+    "cluster_sizes",
+    "confidence",
+    "gates",
+    "history",
+    "n_clusters",
+    "overview",
+    "som",
+    "transitions",
+]
