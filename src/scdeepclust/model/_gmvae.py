@@ -202,6 +202,7 @@ class GMVAE(GMVAEGetters, VAEMixin):
             prior_estimator=prior_estimator,
             shared_variance=shared_variance,
             learn_weights=learn_weights,
+            input_noise=0.0,
             encode_covariates=module.encode_covariates,
             n_init=n_init,
             scvi_kwargs=scvi_kwargs,

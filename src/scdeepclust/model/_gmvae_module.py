@@ -20,8 +20,8 @@ What differs from the published method and its single-cell version, and why:
   (``prior_estimator="analytic_kl"`` reproduces it).
 * A component depends on w only through an offset that starts at zero, so that w cannot take over the clusters.
 * First an ordinary autoencoder is trained, with noise on its input; then components are placed on clusters of the
-  denoised expression; then everything is trained together, without the noise. From a random start all components
-  tend to merge.
+  denoised expression; then everything is trained together, without the noise, so that probabilities are those of the
+  cells as they are. From a random start all components tend to merge.
 * The library size is observed instead of learnt by z: from raw counts, z mostly encodes sequencing depth.
 """
 
@@ -128,7 +128,7 @@ class GMVAEModule(ClusteringModule):
         """Posterior of z and w, with draws (B, D), or (M, B, D) for M > 1 samples."""
         log_library = self.log_library(counts, size_factor)
         u = self.network_input(counts, log_library)  # (B, G)
-        # noise ends where clusters begin: a rare type whose noisy cells look like a large one would be lost to it
+        # noise ends where clusters begin: probabilities would be those of noisy cells, and too low
         u = u if self.mixture.initialised else self.with_noise(u)
         h = self.encode(u, covariates)  # (B, H)
         n_samples = n_samples or (self.n_samples if self.training else 1)
