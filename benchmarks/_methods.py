@@ -239,6 +239,14 @@ def idc_labels(model, k: int, seed: int, fit: Timer, wanted: set[str]) -> Iterat
     yield from cluster("idc", model.get_latent_representation(), k, seed, fit, wanted)
 
 
+def mfcvae(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
+    model, fit = fit_model("MFCVAE", adata, k, seed)
+    with Timer() as timer:
+        labels = np.asarray(model.predict())  # of the main facet
+    yield Labels("mfcvae", "given", labels, fit, timer)
+    yield Labels("mfcvae:start", "given", np.asarray(model.initial_labels_), fit, timer)
+
+
 def fit_model(name: str, adata: AnnData, n_clusters: int | None, seed: int, **options: Any) -> tuple[Any, Timer]:
     """A model of this package, at its defaults but for `options`, and what the fit cost."""
     import scvi as scvi_tools
@@ -269,6 +277,7 @@ FAMILIES: dict[str, tuple[Callable[[AnnData, int, int, set[str]], Iterator[Label
     "scvi": (scvi, ("scvi+kmeans", "scvi+leiden-k", "scvi+leiden")),
     "scdeepcluster": (scdeepcluster, ("scdeepcluster:start", "scdeepcluster")),
     "gmvae": (gmvae, ("gmvae:start", "gmvae", "gmvae+auto")),
+    "mfcvae": (mfcvae, ("mfcvae:start", "mfcvae")),
     "somvae": (somvae, ("somvae",)),
     "idc": (idc, ("idc:start", "idc+kmeans", "idc")),
 }

@@ -43,7 +43,7 @@ from anndata import AnnData
 from scvi.module.base import LossOutput
 from torch import Tensor, nn
 
-from scdeepclust._keys import CELL_INDEX, ResultKeys
+from scdeepclust._keys import CELL_INDEX
 from scdeepclust.nn import (
     Counts,
     Covariates,
@@ -53,6 +53,7 @@ from scdeepclust.nn import (
     LadderBody,
     LadderEncoder,
     dependence,
+    standard_normal_kl,
 )
 from scdeepclust.train import (
     FadeIn,
@@ -64,8 +65,9 @@ from scdeepclust.train import (
     shared_information,
 )
 
-from ._base_model import ClusteringModel, _seed
+from ._base_model import _seed
 from ._base_module import TARGET_TOTAL, ClusteringModule
+from ._mfcvae_getters import MFCVAEGetters
 
 # Bounds of the posterior log-variance: exp() can neither overflow nor make a density infinite.
 LOG_VAR_MIN, LOG_VAR_MAX = -8.0, 4.0
@@ -214,7 +216,7 @@ class MFCVAEModule(ClusteringModule):
         """Divergence of facet j from its prior, (B,): the mixture, or N(0, I) before the mixture is started."""
         mean, log_var = self.posterior(inference_outputs, j)
         if not self.mixtures[j].initialised:
-            return 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(dim=-1)
+            return standard_normal_kl(mean, log_var)
         negative_entropy = -0.5 * (log_var + math.log(2 * math.pi) + 1).sum(dim=-1)
         return negative_entropy - torch.logsumexp(self.mixtures[j].mean_log_joint(mean, log_var.exp()), dim=-1)
 
@@ -312,7 +314,7 @@ class MFCVAEModule(ClusteringModule):
         self.mixtures[j].select(order)
 
 
-class MFCVAE(ClusteringModel):
+class MFCVAE(MFCVAEGetters):
     """Multi-facet clustering: several clusterings of the same cells :cite:p:`Falck21`.
 
     Parameters
@@ -526,149 +528,6 @@ class MFCVAE(ClusteringModel):
                     "or ask for fewer facets.",
                     stacklevel=2,
                 )
-
-    # -- getters ------------------------------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def _facet_probabilities(self, j: int, adata=None, indices=None, batch_size=None) -> np.ndarray:
-        """Assignment probabilities of facet j, (n, K_j) float32."""
-        return np.concatenate(
-            [
-                self.module.log_responsibilities(self._encode(tensors), j).exp().cpu().numpy()
-                for tensors in self._minibatches(adata, indices, batch_size)
-            ]
-        )
-
-    def _check_facet(self, facet: int, first: int = 0) -> None:
-        self._check_if_trained(warn=False)
-        if facet not in range(first, self.module.n_facets):
-            raise ValueError(f"`facet` must be between {first} and {self.module.n_facets - 1}; found {facet!r}.")
-
-    def get_facets(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
-        batch_size: int | None = None,
-    ) -> pd.DataFrame:
-        """Cluster of each cell in every facet.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            As in :meth:`predict`.
-
-        Returns
-        -------
-        Categorical columns ``facet0`` (what :meth:`predict` returns), ``facet1``, ..., indexed by ``obs_names``; in
-        each the largest cluster is "0".
-
-        Raises
-        ------
-        RuntimeError
-            If the model is not trained.
-        """
-        probabilities = [
-            self.get_facet_probabilities(j, adata, indices, batch_size) for j in range(self.module.n_facets)
-        ]
-        return pd.DataFrame(
-            {f"facet{j}": pd.Categorical(p.idxmax(axis=1), list(p)) for j, p in enumerate(probabilities)},
-            index=probabilities[0].index,
-        )
-
-    def get_facet_probabilities(
-        self,
-        facet: int,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
-        batch_size: int | None = None,
-    ) -> pd.DataFrame:
-        """Assignment probabilities of one facet.
-
-        Parameters
-        ----------
-        facet
-            Number of the facet; 0 is the main one.
-        adata, indices, batch_size
-            As in :meth:`predict`.
-
-        Returns
-        -------
-        Cells x clusters, indexed by ``obs_names``.
-
-        Raises
-        ------
-        RuntimeError
-            If the model is not trained.
-        ValueError
-            If there is no such facet.
-        """
-        self._check_facet(facet)
-        adata = self._validate_anndata(adata)
-        probabilities = self._facet_probabilities(facet, adata, indices, batch_size)
-        names = adata.obs_names if indices is None else adata.obs_names[indices]
-        return pd.DataFrame(probabilities, index=names, columns=[str(k) for k in range(probabilities.shape[1])])
-
-    def get_facet_representation(
-        self,
-        facet: int,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
-        batch_size: int | None = None,
-    ) -> np.ndarray:
-        """Posterior mean of the code of one facet; :meth:`get_latent_representation` joins all of them.
-
-        Parameters
-        ----------
-        facet
-            Number of the facet; 0 is the main one.
-        adata, indices, batch_size
-            As in :meth:`predict`.
-
-        Returns
-        -------
-        Array of shape (n_cells, size of the facet), float32.
-
-        Raises
-        ------
-        RuntimeError
-            If the model is not trained.
-        ValueError
-            If there is no such facet.
-        """
-        self._check_facet(facet)
-        z = self._latent(adata, indices, batch_size)
-        return np.split(z, np.cumsum(self.module.latent_sizes)[:-1], axis=1)[facet]
-
-    # -- results into AnnData -----------------------------------------------------------------------------------------
-
-    def _results(self, adata: AnnData | None, keys: ResultKeys) -> list[tuple[str, str, Any]]:
-        results = super()._results(adata, keys)
-        for j in range(self.module.n_facets):
-            probabilities = self.get_facet_probabilities(j, adata)
-            facet = keys.facet(j)
-            results += [
-                (
-                    "obs",
-                    facet.labels,
-                    pd.Categorical(probabilities.idxmax(axis=1)).reorder_categories(_used(probabilities)),
-                ),
-                ("obs", facet.confidence, probabilities.max(axis=1).to_numpy()),
-                ("obsm", facet.embedding, self.get_facet_representation(j, adata)),
-                ("obsm", facet.probabilities, probabilities.to_numpy()),
-            ]
-        return results
-
-    def _parameters(self) -> dict[str, Any]:
-        return super()._parameters() | {
-            "n_facet_clusters": [mixture.n_components for mixture in self.module.mixtures],
-            "crossing": {f"facet{j}": float(ratio) for j, ratio in self.crossing_.items()},
-        }
-
-
-def _used(probabilities: pd.DataFrame) -> list[str]:
-    """Clusters that have cells, in their order."""
-    used = set(probabilities.idxmax(axis=1))
-    return [name for name in probabilities if name in used]
 
 
 def _log_expression(share_root: np.ndarray) -> np.ndarray:

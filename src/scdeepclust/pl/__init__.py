@@ -5,6 +5,7 @@ from __future__ import annotations
 from scdeepclust.pl._benchmark import benchmark_table
 from scdeepclust.pl._clusters import cluster_sizes
 from scdeepclust.pl._embedding import confidence, overview
+from scdeepclust.pl._facets import facets
 from scdeepclust.pl._gates import cell_gates, gates
 from scdeepclust.pl._history import history
 from scdeepclust.pl._n_clusters import n_clusters
@@ -15,6 +16,7 @@ __all__ = [
     "cell_gates",
     "cluster_sizes",
     "confidence",
+    "facets",
     "gates",
     "history",
     "n_clusters",

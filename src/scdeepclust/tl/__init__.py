@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scdeepclust.tl._facets import facet_report
 from scdeepclust.tl._gate_scores import gate_curves, score_gates
 from scdeepclust.tl._gates import rank_gates
 from scdeepclust.tl._integration import benchmark_integration
@@ -12,6 +13,7 @@ from scdeepclust.tl._time import time_control
 __all__ = [
     "benchmark_integration",
     "estimate_n_clusters",
+    "facet_report",
     "gate_curves",
     "rank_gates",
     "score_clusters",

@@ -85,7 +85,7 @@ def crossed_groups(points: np.ndarray, n_clusters: int, n_groups: int | None = N
     ratio, effects = min(found, key=lambda pair: pair[0])
     if effects is None:
         return CrossedGroups(np.zeros(len(points), dtype=np.int64), np.inf)
-    return CrossedGroups(_assign(points, *effects)[1], ratio)
+    return CrossedGroups(_assign(points, *effects)[1], float(ratio))
 
 
 def _best_crossing(centers, sizes, n_clusters: int, n_groups: int, seed: int):

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scdeepclust._keys import ResultKeys
+from scdeepclust.pl._style import categories
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def facets(adata: AnnData, key: str = "mfcvae", *, covariates: str | Sequence[str] = (), n_genes: int = 10) -> Figure:
+    """What the facets of a model follow, and the genes they are made of.
+
+    On the left the normalised mutual information of each facet with the other facets and with columns of ``obs``. Then
+    for each facet with more than one cluster the genes that change most, in the cluster in which they are highest.
+
+    Parameters
+    ----------
+    adata
+        Data with the results of :meth:`scdeepclust.model.MFCVAE.write_back`.
+    key
+        Its ``key_added``.
+    covariates
+        Columns of ``obs`` (categories) to compare the facets with.
+    n_genes
+        Genes a facet.
+
+    Returns
+    -------
+    The figure.
+
+    Raises
+    ------
+    ValueError
+        If there are no facets under this key, or a column is missing.
+
+    Examples
+    --------
+    >>> import scdeepclust as sdc
+    >>> adata = sdc.datasets.simulate_counts(400, 300, n_clusters=3, n_facet_groups=2, depth=200)
+    >>> sdc.model.MFCVAE.setup_anndata(adata)
+    >>> model = sdc.model.MFCVAE(adata, n_clusters=3, n_facet_clusters=2)
+    >>> model.train(pretrain_epochs=6, max_epochs=2, enable_progress_bar=False)
+    >>> model.write_back(adata)
+    >>> figure = sdc.pl.facets(adata, covariates=["cell_type", "facet"])
+    >>> figure.axes[0].get_title()
+    'mutual information'
+    """
+    import matplotlib.pyplot as plt
+
+    covariates = [covariates] if isinstance(covariates, str) else list(covariates)
+    keys = ResultKeys(key)
+    columns: list[str] = []
+    while keys.facet(len(columns)).labels in adata.obs:
+        columns.append(keys.facet(len(columns)).labels)
+    if not columns:
+        raise ValueError(
+            f"obs has no column {keys.facet(0).labels!r}; write results with `model.write_back(adata, {key!r})`"
+        )
+    loadings = {j: adata.varm[keys.facet(j).loadings].dropna() for j in range(len(columns))}
+    loadings = {j: table for j, table in loadings.items() if table.shape[1] > 1}
+    names = [f"facet {j}" for j in range(len(columns))]
+    left = 0.6 * (len(columns) + len(covariates)) + 1.5
+    widths = [left, *(0.35 * table.shape[1] + 1.6 for table in loadings.values())]
+    height = max(0.24 * n_genes + 1.2, 0.5 * len(columns) + 2.0)
+    figure, axes = plt.subplots(
+        1, len(widths), figsize=(sum(widths), height), width_ratios=widths, layout="constrained", squeeze=False
+    )
+    _draw_information(axes[0, 0], adata, columns, covariates, names)
+    for ax, (j, table) in zip(axes[0, 1:], loadings.items(), strict=True):
+        _draw_genes(ax, table, n_genes)
+        ax.set_title(names[j])
+    return figure
+
+
+def _draw_information(ax: Axes, adata: AnnData, columns: list[str], covariates: list[str], names: list[str]) -> None:
+    """Facets against facets and covariates: normalised mutual information, 0 to 1."""
+    from sklearn.metrics import normalized_mutual_info_score
+
+    rows = [categories(adata, column).codes for column in columns]
+    others = rows + [categories(adata, column).codes for column in covariates]
+    table = np.array([[normalized_mutual_info_score(a, b) for b in others] for a in rows])
+    ax.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (i, j), value in np.ndenumerate(table):
+        own = i == j
+        ax.text(
+            j, i, "" if own else f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black"
+        )
+    ax.set_xticks(range(len(others)), [*names, *covariates], rotation=45, ha="right")
+    ax.set_yticks(range(len(rows)), names)
+    ax.set_title("mutual information")
+
+
+def _draw_genes(ax: Axes, loadings: pd.DataFrame, n_genes: int) -> None:
+    """The genes with the largest change, sorted by the cluster in which they are highest."""
+    top = loadings.loc[loadings.max(axis=1).nlargest(n_genes).index]
+    order = np.lexsort([-top.max(axis=1).to_numpy(), top.to_numpy().argmax(axis=1)])
+    top = top.iloc[order]
+    limit = float(np.abs(top.to_numpy()).max())
+    image = ax.imshow(top, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    ax.set_xticks(range(top.shape[1]), top.columns)
+    ax.set_yticks(range(len(top)), top.index)
+    ax.set_xlabel("cluster")
+    ax.figure.colorbar(image, ax=ax, label="log fold change", shrink=0.8)

@@ -1,0 +1,58 @@
+"""The search for groups that are crossed with the main clusters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from scdeepclust.train import crossed_groups, shared_information
+from scdeepclust.train._facets import _additive_effects, _assign
+
+
+def crossed_points(n_clusters: int, n_groups: int, seed: int, n: int = 600):
+    rng = np.random.default_rng(seed)
+    c, s = rng.integers(n_clusters, size=n), rng.integers(n_groups, size=n)
+    a, b = rng.normal(scale=4, size=(n_clusters, 10)), rng.normal(scale=2, size=(n_groups, 10))
+    return a[c] + b[s] + rng.normal(size=(n, 10)), c, s
+
+
+@pytest.mark.parametrize(("n_groups", "seed"), [(2, 0), (3, 1), (4, 2)])
+def test_crossed_groups_are_found_with_their_number(n_groups, seed):
+    points, clusters, groups = crossed_points(6, n_groups, seed)
+    found = crossed_groups(points, 6)
+    assert adjusted_rand_score(groups, found.labels) > 0.9
+    assert normalized_mutual_info_score(clusters, found.labels) < 0.05
+    assert found.ratio < 0.9
+
+
+def test_ordinary_clusters_are_not_crossed():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(7, size=600)
+    points = rng.normal(scale=4, size=(7, 10))[labels] + rng.normal(size=(600, 10))
+    for n_clusters in (6, 7):
+        assert crossed_groups(points, n_clusters).ratio > 1
+
+
+def test_the_search_is_reproducible():
+    points, _, _ = crossed_points(4, 2, 0)
+    np.testing.assert_array_equal(crossed_groups(points, 4, seed=3).labels, crossed_groups(points, 4, seed=3).labels)
+
+
+def test_effects_are_those_of_weighted_least_squares():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(3, 2)), rng.normal(size=(2, 2))
+    c, s = rng.integers(3, size=50), rng.integers(2, size=50)
+    weights = rng.uniform(0.5, 2, size=50)
+    found_a, found_b = _additive_effects(a[c] + b[s], weights, c, s, 3, 2)
+    np.testing.assert_allclose(found_a[c] + found_b[s], a[c] + b[s], atol=1e-4)
+    clusters, groups, distances = _assign(a[c] + b[s], found_a, found_b)
+    np.testing.assert_array_equal(clusters, c)
+    np.testing.assert_array_equal(groups, s)
+    np.testing.assert_allclose(distances, 0, atol=1e-6)
+
+
+def test_shared_information():
+    assert shared_information(np.outer([1, 2, 3], [4, 5])) == pytest.approx(0, abs=1e-12)
+    assert shared_information(np.diag([1.0, 2.0])) == pytest.approx(1)
+    assert shared_information(np.array([[3.0, 4.0]])) == 1
