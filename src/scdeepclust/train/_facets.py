@@ -15,7 +15,7 @@ import numpy as np
 from ._init import _means_and_sizes, kmeans_labels, one_thread
 
 # Starts of the search, each from the difference of two micro-clusters, and steps of each.
-N_STARTS = 300
+N_STARTS = 200
 MAX_STEPS = 30
 
 # Numbers of groups that are tried when the number is not given.
