@@ -19,7 +19,7 @@ import scdeepclust as sdc
 from scdeepclust._keys import CELL_INDEX
 from scdeepclust.model import SOMVAE
 from scdeepclust.nn import neighbourhood
-from scdeepclust.train import FINAL_RADIUS
+from scdeepclust.train import FINAL_RADIUS, vote_regions
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -91,6 +91,30 @@ def test_the_loss_is_two_reconstructions_plus_weighted_map_terms(adata):
     weighted = 0.3 * terms["commitment"] + 0.7 * terms["som"] + 0.2 * terms["smoothness"]
     expected = nll(generative["heads"]).mean() + nll(heads_q).mean() + x.shape[1] * weighted
     np.testing.assert_allclose(loss.loss.item(), expected, rtol=1e-4)
+
+
+def test_cells_are_drawn_to_the_node_they_were_laid_on(adata):
+    module = fitted(adata, grid=(3, 4)).module
+    z = module.codebook.detach()[[5, 7, 2]] + 0.01
+    cells = torch.tensor([8, 3, 6])
+    assert module._target_nodes(z, cells).tolist() == [5, 7, 2]
+    module.start_nodes = torch.full((adata.n_obs,), -1)
+    module.start_nodes[3] = 11
+    assert module._target_nodes(z, cells).tolist() == [5, 11, 2]  # -1: a cell held out
+
+
+def test_training_keeps_cells_where_they_were_laid(adata, monkeypatch):
+    from scdeepclust.model import _somvae
+
+    laid = {}
+
+    def vote(node, *arguments):
+        laid["node"] = node
+        return vote_regions(node, *arguments)
+
+    monkeypatch.setattr(_somvae, "vote_regions", vote)
+    model = fitted(adata, pretrain_epochs=30, max_epochs=20, grid=(3, 4))
+    assert (model.get_nodes()["node"].cat.codes == laid["node"]).mean() > 0.9
 
 
 def test_commitment_moves_cells_and_the_map_term_moves_nodes(adata):
@@ -224,7 +248,7 @@ def test_a_folded_map_and_many_dead_nodes_are_reported(adata):
     ids=str,
 )  # fmt: skip
 def test_every_option_recovers_simulated_clusters(adata, options):
-    model = fitted(adata, pretrain_epochs=50, max_epochs=10, **options)
+    model = fitted(adata, pretrain_epochs=30, max_epochs=5, **options)
     assert adjusted_rand_score(adata.obs["cell_type"], model.predict()) > 0.85
 
 

@@ -12,7 +12,8 @@ What differs from the paper, and why:
   weights gives nodes of good quality on a map without any order.
 * The map is laid by a batch self-organising map on *denoised expression* (the profile the decoder expects, averaged
   over batches), whose radius shrinks to a size that keeps the order; dead nodes take half of a neighbour's cells. The
-  codebook starts at the means of the nodes' cells in the latent space.
+  codebook starts at the means of the nodes' cells in the latent space, and each cell is drawn to the node it was laid
+  on. Drawn to the nearest node instead, as published, cells wander off while the codes move.
 * Clusters are connected regions of the map, by the vote of start labels found in the same denoised expression.
 * All eight neighbours, by a Gaussian, instead of four with equal weight; nodes beyond an edge do not exist instead of
   being zero.
@@ -113,6 +114,8 @@ class SOMVAEModule(AutoencoderModule):
         self.register_buffer("node_cluster", torch.zeros(self.grid.n_nodes, dtype=torch.long))
         # expected arrivals (n, K) of each cell while the map is trained with time, zero where nothing leads to a cell
         self.arrivals: Tensor | None = None
+        # node each cell was laid on (n,), -1 where there is none, while the phase that was started from them runs
+        self.start_nodes: Tensor | None = None
 
     def distances(self, z: Tensor) -> Tensor:
         """Squared distances of latent codes (B, D) to the nodes, in units of the spread of a node, (B, K)."""
@@ -144,7 +147,7 @@ class SOMVAEModule(AutoencoderModule):
             return LossOutput(loss=reconstruction.mean(), reconstruction_loss=reconstruction)
         covariates = self.covariates(tensors)
         z = self.encode_without_noise(inference_outputs["u"], covariates)  # (B, D)
-        node = self.distances(z.detach()).argmin(dim=1)  # (B,)
+        node = self._target_nodes(z, tensors[CELL_INDEX])  # (B,)
         z_q = self.codebook[node]
         of_node = -self.log_likelihood(counts, self.decoder(z_q, covariates), log_library)
         terms = {"node_reconstruction": of_node.mean()} | self.map_terms(z, node, tensors[CELL_INDEX])
@@ -152,6 +155,14 @@ class SOMVAEModule(AutoencoderModule):
         weighted = weighted + self.smoothness_weight * terms.get("smoothness", 0.0)
         loss = reconstruction.mean() + terms["node_reconstruction"] + self.n_input * weighted
         return LossOutput(loss=loss, reconstruction_loss=reconstruction, extra_metrics=terms)
+
+    def _target_nodes(self, z: Tensor, cells: Tensor) -> Tensor:
+        """Node that each cell is drawn to (B,): the one it was laid on, or the nearest where it was not laid on any."""
+        nearest = self.distances(z.detach()).argmin(dim=1)
+        if self.start_nodes is None:
+            return nearest
+        start = self.start_nodes[cells.to(self.start_nodes.device)].to(z.device)
+        return torch.where(start >= 0, start, nearest)
 
     def map_terms(self, z: Tensor, node: Tensor, cells: Tensor) -> dict[str, Tensor]:
         """Means over cells, in units of the spread of a node.
@@ -327,6 +338,8 @@ class SOMVAE(TransitionsMixin, MapResultsMixin, ClusteringModel):
         z = torch.as_tensor(self._latent(indices=cells), device=self.device)
         on_device = [torch.as_tensor(values, device=self.device) for values in (node, regions)]
         self.module.start_map(z, on_device[0], grid, on_device[1], int(labels.max()) + 1)
+        self.module.start_nodes = torch.full((self.adata.n_obs,), -1)
+        self.module.start_nodes[cells] = torch.as_tensor(node)
         self._find_pairs(cells, points)
 
     def _continue_map(self, train_indices: np.ndarray) -> None:
@@ -345,7 +358,7 @@ class SOMVAE(TransitionsMixin, MapResultsMixin, ClusteringModel):
         return node
 
     def _end_training(self, train_indices: np.ndarray) -> None:
-        self.module.arrivals = None
+        self.module.arrivals = self.module.start_nodes = None
         if not self._keeps_reference_clusters:
             self._refresh_map()
         self._pairs = None

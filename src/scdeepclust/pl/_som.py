@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Inches of one panel, and nodes up to which the name of a cluster is written once a region.
+# Inches of one panel, and nodes of the longest arrow.
 _PANEL = 3.2
+_LONGEST = 1.2
 _STANDARD = ("clusters", "hits", "u_matrix")
 
 
@@ -92,7 +93,7 @@ def transitions(adata: AnnData, key: str = "somvae", *, min_count: float = 5.0, 
     Returns
     -------
     The axes. The colour of a node is that of its cluster; the length of an arrow is that of the mean step, in nodes
-    (steps of more than two are drawn as two); nodes whose cells stay get a dot.
+    (steps of more than 1.2 are drawn as 1.2, so that arrows do not hide each other); nodes whose cells stay get a dot.
 
     Raises
     ------
@@ -130,13 +131,13 @@ def transitions(adata: AnnData, key: str = "somvae", *, min_count: float = 5.0, 
     at = results["map"][["column", "row"]].to_numpy(dtype=float)
     step = (counts @ at) / np.maximum(totals, 1e-12)[:, None] - at
     length = np.linalg.norm(step, axis=1)
-    step *= (np.minimum(length, 2) / np.maximum(length, 1e-12))[:, None]
+    step *= (np.minimum(length, _LONGEST) / np.maximum(length, 1e-12))[:, None]
     moving = enough & (length > 0.15)
     ax.quiver(
         *at[moving].T, *step[moving].T, angles="xy", scale_units="xy", scale=1, pivot="tail", color="0.1",
-        width=0.006, headwidth=3.5, headlength=4, zorder=3,
+        width=0.05 / max(results["grid"]), headwidth=3.5, headlength=4, zorder=3,
     )  # fmt: skip
-    ax.scatter(at[enough & ~moving, 0], at[enough & ~moving, 1], s=10, color="0.1", zorder=3)
+    ax.scatter(at[enough & ~moving, 0], at[enough & ~moving, 1], s=80 / max(results["grid"]), color="0.1", zorder=3)
     ax.set_title("transitions")
     return ax
 
