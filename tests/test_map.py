@@ -61,6 +61,12 @@ def test_dead_nodes_take_half_of_the_fullest_neighbour_and_keep_the_order():
     np.testing.assert_array_equal(codebook[2], [2.5, 0])  # the argument is left alone
 
 
+def test_the_giver_keeps_the_other_half():
+    points = np.array([[-1.0], [-1.0], [1.0], [1.0]])
+    filled = fill_dead_nodes(points, np.array([[0.0], [3.0]]), Grid(1, 2))
+    np.testing.assert_array_equal(filled, [[-1.0], [1.0]])
+
+
 def test_points_that_coincide_cannot_fill_a_node():
     points = np.zeros((10, 2))
     codebook = np.array([[0.0, 0], [1, 0], [2, 0], [3, 0]])

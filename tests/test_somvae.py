@@ -138,7 +138,7 @@ def test_commitment_moves_cells_and_the_map_term_moves_nodes(adata):
 
 
 def test_the_map_is_ordered_has_no_dead_nodes_and_its_clusters_are_connected(adata):
-    model = fitted(adata, pretrain_epochs=60, max_epochs=30, grid=(4, 5))
+    model = fitted(adata, pretrain_epochs=40, max_epochs=10, grid=(4, 5))
     quality = model.get_map_quality()
     assert quality["topographic_error"] < 0.15
     assert quality["dead_nodes"] < 0.1
@@ -178,7 +178,7 @@ def test_the_map_counts_hits_and_profiles_are_shares(adata):
 
 
 def test_profiles_follow_the_markers_of_the_cells_of_a_node(adata):
-    model = fitted(adata, pretrain_epochs=60, max_epochs=20, grid=(4, 5))
+    model = fitted(adata, pretrain_epochs=40, max_epochs=5, grid=(4, 5))
     node_type = pd.crosstab(model.get_nodes()["node"], adata.obs["cell_type"]).idxmax(axis=1)
     for name in ("type_0", "type_1"):
         of_type = model.get_node_profiles()[node_type.index[node_type == name]].mean(axis=1)
@@ -270,7 +270,7 @@ def true_order(model, adata):
 
 
 def test_the_matrix_of_a_markov_chain_is_recovered_from_sequences(course, tmp_path):
-    model = fitted(course, 60, 20, setup=SEQUENCES)
+    model = fitted(course, 40, 6, setup=SEQUENCES)
     order = true_order(model, course)
     matrix = model.get_transition_matrix("cluster").loc[order, order].to_numpy()
     truth = course.uns["simulation"]["transition_matrix"].to_numpy()
@@ -295,7 +295,7 @@ def test_the_matrix_of_a_markov_chain_is_recovered_from_sequences(course, tmp_pa
 
 def test_destructive_snapshots_show_the_direction_of_the_chain(course):
     pytest.importorskip("ot")
-    model = fitted(course, 60, 10, setup={"time_key": "time"})
+    model = fitted(course, 40, 4, setup={"time_key": "time"})
     order = true_order(model, course)
     matrix = model.get_transition_matrix("cluster").loc[order, order].to_numpy()
     onward = matrix - np.diag(np.diag(matrix))
