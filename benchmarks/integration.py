@@ -106,14 +106,15 @@ def write_page() -> None:
             if not np.isnan(sd[name]):
                 cells[SHOWN.index("Total")] += f" ± {sd[name]:.3f}"
             lines.append([name, *cells, f"{part['fit_cpu_s'].mean()[name]:.0f}"])
-        sections.append(f"## {data}\n\nMean over {part.size().max()} seeds.\n\n{markdown(lines)}")
+        sections.append(f"## {data}\n\nSeeds: {part.size().max()}.\n\n{markdown(lines)}")
     page = f"""# Batch integration
 
 Written by `benchmarks/integration.py`; do not edit. Every row is in `benchmarks/results/integration.csv`.
 
 Scores of `tl.benchmark_integration` (scib-metrics), all between 0 and 1, 1 is best; they judge an embedding by the
 labels that come with the data. *Total* is 0.6 of the mean bio conservation (the first five columns) plus 0.4 of the
-mean batch correction (the next four). *Silhouette batch* is in no mean. The standard deviation is that over seeds.
+mean batch correction (the next four). *Silhouette batch* is in no mean. Values are means over seeds, with the
+standard deviation of the total where there is more than one.
 scVI has the number of layers, the latent size and the number of epochs of the GMVAE. All see the same cells and genes
 and are told the batches, but for *pca*.
 

@@ -191,7 +191,7 @@ def write_page() -> None:
         values = part.groupby("quantity", sort=False)["value"].agg(["mean", "std", "min", "max"])
         lines = [["quantity", "mean", "sd", "smallest", "largest"]]
         lines += [[str(name), *(f"{value:.3f}" for value in row)] for name, row in values.iterrows()]
-        sections.append(f"## {claim}\n\n{text} {part.seed.nunique()} seeds.\n\n{markdown(lines)}\n")
+        sections.append(f"## {claim}\n\n{text} Seeds: {part.seed.nunique()}.\n\n{markdown(lines)}\n")
     sections.append(open_number_section())
     page = f"""# The mixture of GMVAE
 
