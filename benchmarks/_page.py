@@ -86,9 +86,9 @@ Mean ± standard deviation over the seeds; the best mean of a column is bold.
 
 The column K: *given* - the method was told the true number of types; *searched* - the resolution was searched until the
 true number came out; *estimated* - the method chose the number itself. Rows with different K do not compare fairly.
-`scdeepcluster:start` are the labels from which the clustering phase of `scdeepcluster` starts, `idc:start` those from
-which the clustering head of `idc` starts, `idc+kmeans` is k-means on its latent codes, and
-`pca+leiden-k` is Leiden at the true number of clusters. The mean marked * takes PCA + k-means where there are no
+Rows that end in `:start` are the labels from which the clustering phase of a model starts, `gmvae+auto` chooses the
+number of clusters, `idc+kmeans` is k-means on the latent codes of `idc`, and `pca+leiden-k` is Leiden at the true
+number of clusters. The mean marked * takes PCA + k-means where there are no
 batches: Harmony has nothing to correct there.
 
 ## Adjusted Rand index
