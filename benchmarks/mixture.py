@@ -190,7 +190,10 @@ def write_page() -> None:
             continue
         values = part.groupby("quantity", sort=False)["value"].agg(["mean", "std", "min", "max"])
         lines = [["quantity", "mean", "sd", "smallest", "largest"]]
-        lines += [[str(name), *(f"{value:.3f}" for value in row)] for name, row in values.iterrows()]
+        lines += [
+            [str(name), *("-" if np.isnan(value) else f"{value:.3f}" for value in row)]
+            for name, row in values.iterrows()
+        ]
         sections.append(f"## {claim}\n\n{text} Seeds: {part.seed.nunique()}.\n\n{markdown(lines)}\n")
     sections.append(open_number_section())
     page = f"""# The mixture of GMVAE
