@@ -25,20 +25,15 @@ What differs from the paper, and why:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
-from scipy.sparse import csr_matrix, vstack
-from scvi import settings
 from scvi.module.base import LossOutput
 from torch import Tensor, nn
 
-from scdeepclust._keys import ResultKeys
 from scdeepclust.nn import (
     Counts,
     Covariates,
@@ -50,14 +45,11 @@ from scdeepclust.nn import (
     compressed_rate,
     draw_gates,
 )
-from scdeepclust.train import Initialiser, Phase, epochs_for_steps, initial_labels, one_thread
+from scdeepclust.train import Initialiser, Phase, epochs_for_steps
 
-from ._base_model import ClusteringModel, Indices
-from ._base_module import ClusteringModule
+from ._base_module import AutoencoderModule
 from ._checks import check_choice, check_n_clusters
-
-# Gates below this are closed: what they let through is less than a hundredth of the expression.
-OPEN = 0.01
+from ._idc_getters import IDCGetters
 
 # Steps of both phases that train the autoencoder, two fifths of them without gates.
 N_STEPS = 1200
@@ -71,14 +63,11 @@ SHARE_OPEN, LEAST_OPEN = 0.05, 50
 # Standard deviation of the noise of the gates.
 SIGMA = 0.5
 
-# Cells whose gates are looked at for warnings, and the share of them without open gates that is worth one.
-MAX_GATED_CELLS, MANY_CLOSED = 2000, 0.1
-
 # Cells from which the clustering head learns, and its steps: the head is small, so that more would not change it.
 MAX_HEAD_CELLS, HEAD_STEPS = 20_000, 300
 
 
-class IDCModule(ClusteringModule):
+class IDCModule(AutoencoderModule):
     """The equations of IDC.
 
     Parameters
@@ -114,7 +103,6 @@ class IDCModule(ClusteringModule):
         self.n_open = min(float(n_input), target_sparsity if target_sparsity >= 1 else target_sparsity * n_input)
         self.diversity_weight = diversity_weight
         self.rate_weight = rate_weight
-        self.z_head = nn.Linear(self.n_hidden, self.n_latent)
         self.gating = GatingNetwork(n_input, self.n_hidden)
         self.budget = GateBudget(SIGMA)
         self.global_budget = GateBudget(SIGMA)
@@ -249,7 +237,7 @@ class IDCModule(ClusteringModule):
             parameter.copy_(parameter[order].clone())
 
 
-class IDC(ClusteringModel):
+class IDC(IDCGetters):
     """Interpretable deep clustering: which genes made the cluster of each cell :cite:p:`Svirsky24`.
 
     Parameters
@@ -368,24 +356,21 @@ class IDC(ClusteringModel):
             Phase("cluster", max_epochs, begin=begin, plan_kwargs=warmup | {"lr": 1e-2}),
         ]
 
-    def _learn(self, *, autoencoder: bool, gates: bool, classifier: bool) -> None:
-        """What the next phase trains."""
-        self.module.uses_gates, self.module.is_frozen = gates or classifier, classifier
+    def _learn(self, *parts: str) -> None:
+        """Let the next phase train these parts of the module and keep the others as they are."""
+        self.module.uses_gates = "gating" in parts or "encoder" not in parts
+        self.module.is_frozen = "encoder" not in parts
         for name, parameter in self.module.named_parameters():
-            part = name.split(".")[0]
-            learns = {"gating": gates, "cluster_head": False}.get(
-                part, classifier if part in ("global_gates", "scorer_weight", "scorer_bias") else autoencoder
-            )
-            parameter.requires_grad_(learns)
+            parameter.requires_grad_(name.split(".")[0] in parts)
 
     def _without_gates(self, train_indices: np.ndarray) -> None:
-        self._learn(autoencoder=True, gates=False, classifier=False)
+        self._learn("encoder", "z_head", "decoder")
 
     def _with_gates(self, train_indices: np.ndarray) -> None:
-        self._learn(autoencoder=True, gates=True, classifier=False)
+        self._learn("encoder", "z_head", "decoder", "gating")
 
     def _freeze(self, train_indices: np.ndarray) -> None:
-        self._learn(autoencoder=False, gates=False, classifier=True)
+        self._learn("global_gates", "scorer_weight", "scorer_bias")
 
     def _start_clusters(self, train_indices: np.ndarray) -> None:
         self.module.uses_gates = True
@@ -396,10 +381,6 @@ class IDC(ClusteringModel):
             self.module.start_clusters(z, labels)
         self._freeze(train_indices)
 
-    def _start_points(self, cells: np.ndarray) -> np.ndarray:
-        """Where clusters are looked for."""
-        return self._denoised_points(cells) if self._clusterer == "mcr2" else self._latent(indices=cells)
-
     def _end_training(self, train_indices: np.ndarray) -> None:
         self.module.is_frozen = False
         if not self._keeps_reference_clusters:
@@ -407,67 +388,7 @@ class IDC(ClusteringModel):
                 parameter.requires_grad_(True)
         super()._end_training(train_indices)
 
-    def _warn_if_degenerate(self, probabilities: np.ndarray) -> None:
-        """Say so when gates are closed for good, or open for the same genes in every cell."""
-        super()._warn_if_degenerate(probabilities)
-        cells = np.arange(min(self.adata.n_obs, MAX_GATED_CELLS))
-        opened = self.get_gates(indices=cells) > 0
-        n_open = np.diff(opened.indptr)  # of each cell
-        n_cells = np.asarray(opened.sum(axis=0))  # of each gene
-        if (n_open == 0).mean() > MANY_CLOSED:
-            warnings.warn(
-                f"{(n_open == 0).mean():.0%} of the cells have no open gate: their clusters mean nothing. Train longer "
-                "(`pretrain_epochs`), or with a larger `target_sparsity`.",
-                stacklevel=2,
-            )
-        elif np.isin(n_cells, (0, len(cells))).all():
-            warnings.warn(
-                "Gates are open for the same genes in all cells: they select genes, but explain no cell. Train longer "
-                "(`pretrain_epochs`), or with a smaller `target_sparsity`.",
-                stacklevel=2,
-            )
-
     # -- other numbers of clusters ------------------------------------------------------------------------------------
-
-    def sweep_n_clusters(self, numbers: Sequence[int]) -> pd.DataFrame:
-        """Other numbers of clusters of the same gated cells, scored without labels. Nothing is trained.
-
-        Parameters
-        ----------
-        numbers
-            Numbers of clusters.
-
-        Returns
-        -------
-        Indexed by ``n_clusters``: ``rate``, the coding rate of the latent codes cluster by cluster over that of all
-        cells together, and ``silhouette``, the mean silhouette width of the latent codes. Look for the number after
-        which the rate hardly falls; :meth:`recluster` then takes it.
-
-        Raises
-        ------
-        RuntimeError
-            If the model is not trained.
-        ValueError
-            If a number is below 2 or above the number of cells.
-        """
-        from sklearn.metrics import silhouette_score
-
-        self._check_if_trained(warn=False)
-        for number in numbers:
-            check_n_clusters(number, self.adata.n_obs)
-        cells = np.arange(self.adata.n_obs)
-        points, seed = self._start_points(cells), settings.seed or 0
-        method = self._init if isinstance(self._init, str) else "merge"
-        unit = torch.as_tensor(self._latent())
-        unit = (unit - unit.mean(dim=0)) / (unit - unit.mean(dim=0)).square().sum(dim=1).mean().sqrt()
-        rows = []
-        for number in numbers:
-            labels = initial_labels(points, method, number, n_init=self._n_init, seed=seed)
-            members = nn.functional.one_hot(torch.as_tensor(labels)).float()
-            with one_thread():
-                width = silhouette_score(unit.numpy(), labels, sample_size=min(5000, len(labels)), random_state=seed)
-            rows.append({"rate": float(compressed_rate(unit, members) / coding_rate(unit)), "silhouette": float(width)})
-        return pd.DataFrame(rows, index=pd.Index(numbers, name="n_clusters"))
 
     def recluster(self, n_clusters: int | None, max_epochs: int | None = None, **train_kwargs) -> None:
         """Take another number of clusters: only the clustering head and the global gates are trained anew.
@@ -490,66 +411,3 @@ class IDC(ClusteringModel):
         check_n_clusters(n_clusters, self.adata.n_obs)
         self.module.forget_clusters(n_clusters or 0)
         self.train(max_epochs, pretrain_epochs=0, **train_kwargs)
-
-    # -- getters ------------------------------------------------------------------------------------------------------
-
-    def get_gates(
-        self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
-    ) -> csr_matrix:
-        """Gate of each gene in each cell: 1 where the cluster was read from the gene, 0 where it was not looked at.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            As in :meth:`predict`.
-
-        Returns
-        -------
-        Sparse matrix (n_cells, n_genes), float32, of gates of at least 0.01; smaller ones count as closed.
-
-        Raises
-        ------
-        RuntimeError
-            If the model is not trained.
-        """
-        self._check_if_trained(warn=False)
-        blocks = []
-        for tensors in self._minibatches(adata, indices, batch_size):
-            gates = draw_gates(self._encode(tensors)["gate_means"]).cpu().numpy()
-            blocks.append(csr_matrix(np.where(gates < OPEN, 0, gates)))
-        return vstack(blocks, format="csr")
-
-    def get_global_gates(self) -> pd.DataFrame:
-        """Gate of each gene for each cluster: which genes tell the cluster from all others.
-
-        Returns
-        -------
-        Genes x clusters, in [0, 1].
-
-        Raises
-        ------
-        RuntimeError
-            If the model is not trained.
-        """
-        self._check_if_trained(warn=False)
-        with torch.no_grad():
-            gates = draw_gates(self.module.global_budget(self.module.global_gates)).T.cpu().numpy()
-        names = [str(k) for k in range(self.n_clusters)]
-        return pd.DataFrame(np.where(gates < OPEN, 0, gates), index=self.gene_names_, columns=names)
-
-    def _results(self, adata: AnnData | None, keys: ResultKeys) -> list[tuple[str, str, Any]]:
-        gates, global_gates = self.get_gates(adata), self.get_global_gates()
-        n_genes = np.diff(gates.indptr)
-        target = self.adata if adata is None else adata
-        if list(target.var_names) != list(self.gene_names_):
-            # genes the model does not know have closed gates in cells, and none in clusters
-            columns = target.var_names.get_indexer(self.gene_names_)
-            gates = csr_matrix((gates.data, columns[gates.indices], gates.indptr), (len(n_genes), target.n_vars))
-            gates.sort_indices()
-            global_gates = global_gates.reindex(target.var_names)
-        return [
-            *super()._results(adata, keys),
-            ("layers", keys.gates, gates),
-            ("obs", keys.n_genes, n_genes),
-            ("varm", keys.global_gates, global_gates),
-        ]

@@ -69,7 +69,7 @@ def gates(adata: AnnData, key: str = "idc", *, n_genes: int = 4) -> dict[str, Ax
     names = AnnData(np.zeros((len(labels), len(genes)), dtype=np.float32), obs={key: labels})
     names.var_names = genes
     size, color = (table.loc[genes].T.set_axis(labels.categories) for table in (opened, contribution))
-    top = float(color.to_numpy().max())
+    top = float(color.max(axis=1).median())  # one rare cluster may be far off the scale of the others
     plot = sc.pl.DotPlot(
         names,
         {cluster: group for cluster, group in shown.items() if group},
