@@ -279,7 +279,7 @@ class IDC(IDCGetters):
     >>> adata = sdc.datasets.pbmc68k_reduced()
     >>> sdc.model.IDC.setup_anndata(adata)
     >>> model = sdc.model.IDC(adata, n_clusters=8, target_sparsity=0.1)
-    >>> model.train(pretrain_epochs=4, max_epochs=2, enable_progress_bar=False)
+    >>> model.train(pretrain_epochs=40, max_epochs=2, enable_progress_bar=False)
     >>> model.write_back(adata)
     >>> adata.layers["idc_gates"].shape
     (700, 765)

@@ -46,7 +46,7 @@ def gates(adata: AnnData, key: str = "idc", *, n_genes: int = 4) -> dict[str, Ax
     >>> adata = sdc.datasets.simulate_counts(300, 200, n_clusters=3, depth=200)
     >>> sdc.model.IDC.setup_anndata(adata)
     >>> model = sdc.model.IDC(adata, n_clusters=3, target_sparsity=0.1)
-    >>> model.train(pretrain_epochs=5, max_epochs=2, enable_progress_bar=False)
+    >>> model.train(pretrain_epochs=40, max_epochs=2, enable_progress_bar=False)
     >>> model.write_back(adata)
     >>> axes = sdc.pl.gates(adata)
     """
@@ -118,7 +118,7 @@ def cell_gates(adata: AnnData, cell: str | int, key: str = "idc", *, n_genes: in
     >>> adata = sdc.datasets.simulate_counts(300, 200, n_clusters=3, depth=200)
     >>> sdc.model.IDC.setup_anndata(adata)
     >>> model = sdc.model.IDC(adata, n_clusters=3, target_sparsity=0.1)
-    >>> model.train(pretrain_epochs=5, max_epochs=2, enable_progress_bar=False)
+    >>> model.train(pretrain_epochs=40, max_epochs=2, enable_progress_bar=False)
     >>> model.write_back(adata)
     >>> ax = sdc.pl.cell_gates(adata, adata.obs_names[0])
     """

@@ -55,7 +55,7 @@ def gate_curves(
     >>> adata = sdc.datasets.simulate_counts(300, 200, n_clusters=3, depth=200)
     >>> sdc.model.IDC.setup_anndata(adata)
     >>> model = sdc.model.IDC(adata, n_clusters=3, target_sparsity=0.1)
-    >>> model.train(pretrain_epochs=5, max_epochs=2, enable_progress_bar=False)
+    >>> model.train(pretrain_epochs=40, max_epochs=2, enable_progress_bar=False)
     >>> curves = sdc.tl.gate_curves(model, n_genes=[5, 20])
     >>> list(curves.index)
     [5, 20]
@@ -129,7 +129,7 @@ def score_gates(model: IDC, others: Sequence[IDC] = (), *, max_cells: int = MAX_
     >>> adata = sdc.datasets.simulate_counts(300, 200, n_clusters=3, depth=200)
     >>> sdc.model.IDC.setup_anndata(adata)
     >>> model = sdc.model.IDC(adata, n_clusters=3, target_sparsity=0.1)
-    >>> model.train(pretrain_epochs=5, max_epochs=2, enable_progress_bar=False)
+    >>> model.train(pretrain_epochs=40, max_epochs=2, enable_progress_bar=False)
     >>> scores = sdc.tl.score_gates(model)
     >>> bool(0 <= scores["diversity"] <= 100)
     True
