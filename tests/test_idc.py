@@ -183,7 +183,7 @@ def test_the_head_stays_close_to_its_start(trained):
     assert adjusted_rand_score(model.initial_labels_, model.predict()) > 0.95
 
 
-@pytest.mark.parametrize(("given", "wanted"), [(0.1, 40), (30, 30), (0.5, 200), (10_000, 400), (None, 50)])
+@pytest.mark.parametrize(("given", "wanted"), [(0.1, 20), (30, 30), (0.5, 100), (10_000, 200), (None, 50)])
 def test_target_sparsity_is_a_share_or_a_number(adata, given, wanted):
     model = fitted(adata, pretrain_epochs=0, max_epochs=0, target_sparsity=given)
     assert model.module.n_open == pytest.approx(wanted)
