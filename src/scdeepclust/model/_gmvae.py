@@ -52,7 +52,7 @@ class GMVAE(GMVAEGetters, VAEMixin):
     n_w
         Dimensions of a continuous variable that moves the components; 0 for a plain mixture of Gaussians.
     prior_estimator
-        ``"exact"``, or ``"analytic_kl"`` as published, which tends to empty components.
+        ``"exact"``, or ``"analytic_kl"`` as published, which is too large.
     shared_variance
         One variance for all components instead of one each.
     learn_weights
