@@ -16,7 +16,7 @@ What differs from the published method and its single-cell version, and why:
       sum_k r_k (log q(z) - log p(z | k, w)) + KL(r || pi) = log q(z) - log sum_k pi_k p(z | k, w).
 
   The published estimator replaces log q(z) - log p(z | k, w) by its mean over z while r is still taken at one draw of
-  z. The two depend on the same z, so the result is larger than the true term, by far where components overlap
+  z. The two depend on the same z, so the result is larger than the true term
   (``prior_estimator="analytic_kl"`` reproduces it).
 * A component depends on w only through an offset that starts at zero, so that w cannot take over the clusters.
 * First an ordinary autoencoder is trained, with noise on its input; then components are placed on clusters of the
