@@ -48,6 +48,7 @@ bench: $(VENV)/.developer ## rewrite the tables in docs/benchmarks (hours; resum
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/facets.py
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(NEWEST) demo_output docs/_build docs/generated
