@@ -14,8 +14,10 @@ import numpy as np
 
 from ._init import _means_and_sizes, kmeans_labels, one_thread
 
-# Starts of the search, each from the difference of two micro-clusters, and steps of each.
-N_STARTS = 200
+# Starts of the search, each from the difference of two micro-clusters; how many of the groups found are tried again,
+# with how many other starts of the clusters; and steps of each.
+N_STARTS = 300
+N_BEST, N_RETRIES = 10, 5
 MAX_STEPS = 30
 
 # Numbers of groups that are tried when the number is not given.
@@ -92,15 +94,23 @@ def _best_crossing(centers, sizes, n_clusters: int, n_groups: int, seed: int):
     """Ratio and effects (a, b) of the best of many starts."""
     rng = np.random.default_rng(seed)
     pairs = np.stack(np.triu_indices(len(centers), 1), axis=1)
-    best = np.inf, None
+    found = []
     with one_thread():
         for i, j in rng.permutation(pairs)[:N_STARTS]:
             along = (centers @ (centers[i] - centers[j]))[:, None]
             groups = _weighted_kmeans(along, sizes, n_groups, seed).labels_
-            error, effects = _fit_crossing(centers, sizes, groups, n_clusters, n_groups, seed)
-            if error < best[0]:
-                best = error, effects
+            found.append(_fit_crossing(centers, sizes, groups, n_clusters, n_groups, seed))
+        found.sort(key=lambda fit: fit[0])
+        # good groups with a poor start of the clusters would lose to worse ones
+        different = {round(error / found[0][0], 3): effects for error, effects in found if np.isfinite(error)}
+        for effects in list(different.values())[:N_BEST]:
+            groups = _assign(centers, *effects)[1]
+            for retry in range(1, N_RETRIES + 1):
+                found.append(_fit_crossing(centers, sizes, groups, n_clusters, n_groups, seed + retry))
         reference = _weighted_kmeans(centers, sizes, n_clusters + n_groups - 1, seed, n_init=10).inertia_
+    best = min(found, key=lambda fit: fit[0])
+    if not np.isfinite(best[0]):
+        return np.inf, None
     return best[0] / reference, best[1]
 
 
