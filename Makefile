@@ -47,6 +47,7 @@ docs: $(VENV)/.developer ## HTML in docs/_build/html; a warning is an error
 bench: $(VENV)/.developer ## rewrite the tables in docs/benchmarks (hours; resumable)
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/maps.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/facets.py
 
