@@ -340,8 +340,8 @@ TEXT = {
 
 Everything at its default, the number of clusters given. `merged ari` is that of the clusters, `purity`, `node nmi` and
 `node ari` those of the nodes. `topographic error` is the share of cells whose two nearest nodes are not among each
-other's eight neighbours; `dead nodes` have no cells; the
-`quantisation error` is in units of the spread of all cells.""",
+other's eight neighbours; `dead nodes` have no cells; the `quantisation error`
+is in units of the spread of all cells.""",
     "digits": """## Digits, 8 x 8 nodes
 
 1,797 images with 17 grey levels as counts, 10 clusters; Poisson likelihood, input noise 0.5, start from Leiden
