@@ -115,3 +115,15 @@ def test_compressed_rate_is_bounded_by_the_rate_and_forgives_empty_clusters():
     torch.testing.assert_close(compressed_rate(z, one), coding_rate(z))  # all in one cluster: nothing is saved
     parts = torch.nn.functional.one_hot(torch.arange(30) % 3, 3).float()
     assert compressed_rate(z, parts) < coding_rate(z)
+
+
+def test_gates_that_are_all_open_have_a_rate():
+    """The Gram matrix of many open gates is so large that one is below its rounding error."""
+    torch.manual_seed(0)
+    gates = (1 - 1e-3 * torch.rand(256, 17_126)).requires_grad_()
+    rate = coding_rate(gates, distortion=1.0)
+    z = gates.detach().double().numpy()
+    expected = np.linalg.slogdet(np.eye(256) + 17_126 / 256 * z @ z.T)[1] / 2
+    assert rate.item() == pytest.approx(expected, rel=0.02)
+    rate.backward()
+    assert torch.isfinite(gates.grad).all()

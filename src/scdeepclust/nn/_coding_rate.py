@@ -23,10 +23,11 @@ from torch import Tensor
 from ._precision import full_precision
 
 
-def _half_log_det(gram: Tensor) -> Tensor:
-    """``log det(I + gram) / 2`` of symmetric positive semidefinite matrices, shape (...)."""
+def _half_log_det(gram: Tensor) -> tuple[Tensor, bool]:
+    """``log det(I + gram) / 2`` of symmetric positive semidefinite matrices, shape (...), and whether that worked."""
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return torch.linalg.cholesky(identity + gram).diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    factor, info = torch.linalg.cholesky_ex(identity + gram)
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1), not bool(info.any())
 
 
 @full_precision
@@ -53,7 +54,11 @@ def coding_rate(z: Tensor, distortion: float = 0.1) -> Tensor:
     """
     n, d = z.shape
     gram = z.T @ z if d <= n else z @ z.T
-    return _half_log_det(gram * (d / (n * distortion)))
+    rate, worked = _half_log_det(gram * (d / (n * distortion)))
+    if worked or z.dtype == torch.float64:
+        return rate
+    # where all points are nearly the same and far from 0, the identity drowns in the rounding of ZZ'
+    return coding_rate(z.double(), distortion).to(z.dtype)
 
 
 @full_precision
@@ -85,4 +90,7 @@ def compressed_rate(z: Tensor, memberships: Tensor, distortion: float = 0.1) -> 
     outer = (z.unsqueeze(2) * z.unsqueeze(1)).flatten(1)  # (n, d * d)
     sizes = memberships.sum(dim=0).clamp_min(torch.finfo(z.dtype).eps)  # (K,)
     grams = (memberships.T @ outer).view(-1, d, d) * (d / (sizes * distortion)).view(-1, 1, 1)
-    return (sizes / n * _half_log_det(grams)).sum()
+    rates, worked = _half_log_det(grams)
+    if worked or z.dtype == torch.float64:
+        return (sizes / n * rates).sum()
+    return compressed_rate(z.double(), memberships.double(), distortion).to(z.dtype)
