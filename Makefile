@@ -50,6 +50,7 @@ bench: $(VENV)/.developer ## rewrite the tables in docs/benchmarks (hours; resum
 	$(BIN)/python benchmarks/maps.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/facets.py
+	$(BIN)/python benchmarks/gates.py
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(NEWEST) demo_output docs/_build docs/generated
