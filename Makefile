@@ -51,6 +51,10 @@ bench: $(VENV)/.developer ## rewrite the tables in docs/benchmarks (hours; resum
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/facets.py
 	$(BIN)/python benchmarks/gates.py
+	$(BIN)/python benchmarks/integration.py
+	$(BIN)/python benchmarks/mixture.py
+	$(BIN)/python benchmarks/published_size.py
+	$(BIN)/python benchmarks/k_grid.py
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(NEWEST) demo_output docs/_build docs/generated
