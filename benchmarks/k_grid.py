@@ -145,9 +145,6 @@ of the model's own clusters, all K of them. With K = 1 the prior is N(0, I), whi
 
 {markdown(lines)}
 
-A latent space hardly depends on K, as published: its scores and the evidence say little about the right number. Its own
-clusters do: they are finer than the types where K is larger.
-
 Versions: {rows.versions.iloc[-1]}.
 """
     PAGE.parent.mkdir(parents=True, exist_ok=True)
