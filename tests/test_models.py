@@ -265,10 +265,16 @@ np.save(sys.argv[3], model.predict(soft=True).to_numpy())
 
 
 def test_the_same_seed_gives_identical_results_in_two_processes(model_cls, tmp_path):
-    results = []
-    for draws in ("1", "7"):  # what was drawn before must not matter
-        path = str(tmp_path / f"{draws}.npy")
-        command = [sys.executable, "-c", SCRIPT, model_cls.__name__, draws, path]
-        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        results.append(np.load(path))
-    np.testing.assert_array_equal(*results)
+    paths = [str(tmp_path / f"{draws}.npy") for draws in ("1", "7")]  # what was drawn before must not matter
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, model_cls.__name__, draws, path],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+        )
+        for draws, path in zip(("1", "7"), paths, strict=True)
+    ]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors.decode()
+    np.testing.assert_array_equal(*map(np.load, paths))
