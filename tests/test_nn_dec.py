@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
@@ -26,6 +26,7 @@ def cells(seed, n=60, k=5, d=4, spread=1.0, offset=0.0):
 
 
 @settings(max_examples=60, deadline=None)
+@example(seed=4126, k=5, d=1, scale=0.0546875, spread=5.0, offset=0.0)
 @given(
     seed=st.integers(0, 2**31),
     k=st.integers(1, 8),
@@ -37,8 +38,10 @@ def cells(seed, n=60, k=5, d=4, spread=1.0, offset=0.0):
 def test_assignment_is_the_student_kernel(seed, k, d, scale, spread, offset):
     z, centers = cells(seed, k=k, d=d, spread=spread, offset=offset)
     q = student_t_log_assignment(z, centers, scale).exp()
-    # A float32 embedding at an offset of 1000 is itself known to 6e-5 only.
-    np.testing.assert_allclose(q, naive(z, centers, scale), atol=1e-5)
+    # A float32 embedding at an offset of 1000 is itself known to 6e-5 only, and a squared distance from matrix products
+    # is as exact as the rounding of its largest term.
+    rounding = 2**-24 * float((z - centers.mean(0)).square().sum(1).max()) / scale
+    np.testing.assert_allclose(q, naive(z, centers, scale), atol=1e-5 + rounding)
 
 
 def test_no_cancellation_at_an_offset():
