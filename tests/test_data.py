@@ -23,6 +23,17 @@ def backed(adata, tmp_path):
     return adata, anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
 
 
+@pytest.fixture
+def in_store(adata, tmp_path):
+    """The simulated data in a zarr store of several chunks, its counts left there."""
+    import zarr
+    from anndata.io import read_elem, sparse_dataset
+
+    adata.write_zarr(tmp_path / "a.zarr", chunks=[100])
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    return anndata.AnnData(sparse_dataset(group["X"]), obs=read_elem(group["obs"]), var=read_elem(group["var"]))
+
+
 def manager(adata):
     SCDeepCluster.setup_anndata(adata, batch_key="batch")
     return SCDeepCluster._get_most_recent_anndata_manager(adata)
@@ -88,6 +99,26 @@ def test_a_model_trains_on_a_file_as_in_memory(backed):
     assert adjusted_rand_score(adata.obs["cell_type"], in_memory) > 0.9
     assert adjusted_rand_score(adata.obs["cell_type"], from_file) > 0.9
     assert loss_from_file == pytest.approx(loss, rel=0.01)
+
+
+def test_a_model_reads_a_zarr_store_in_blocks(adata, in_store, monkeypatch):
+    monkeypatch.setattr("scdeepclust.train._data.BLOCK_ROWS", 16)
+    loaders = []
+
+    class Recorded(BlockShuffleLoader):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            loaders.append(self)
+
+    monkeypatch.setattr("scdeepclust.train._data.BlockShuffleLoader", Recorded)
+    SCDeepCluster.setup_anndata(in_store, batch_key="batch")
+    model = SCDeepCluster(in_store, n_clusters=4)
+    model.train(pretrain_epochs=60, max_epochs=10, **QUIET)
+    assert len(loaders) == 2  # one a phase
+    minibatch = next(iter(loaders[0]))
+    cells = minibatch[CELL_INDEX].numpy()
+    np.testing.assert_array_equal(minibatch["X"].to_dense().numpy(), adata.X[cells].toarray())
+    assert adjusted_rand_score(adata.obs["cell_type"], model.predict()) > 0.9
 
 
 def test_collections_of_files_train_too(adata, tmp_path):

@@ -13,8 +13,9 @@ from math import ceil
 import numpy as np
 import pandas as pd
 import torch
+from anndata.abc import CSRDataset
 from scipy.sparse import csr_matrix, issparse, vstack
-from scvi import settings
+from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager, AnnTorchDataset
 from scvi.dataloaders import DataSplitter
 from torch.utils.data import Subset
@@ -35,6 +36,11 @@ def to_device(minibatch: Minibatch, device: torch.device) -> Minibatch:
     return {name: value.to(device) for name, value in minibatch.items()}
 
 
+def lie_in_a_file(manager: AnnDataManager) -> bool:
+    """Whether the registered counts are read from an HDF5 file or a zarr store, not from memory."""
+    return manager.adata.isbacked or isinstance(manager.get_from_registry(REGISTRY_KEYS.X_KEY), CSRDataset)
+
+
 def _counts(x: csr_matrix) -> Counts:
     """Non-zero entries of a block of cells."""
     x.eliminate_zeros()  # a stored zero is no count, and the block is a copy
@@ -48,7 +54,7 @@ class CountsDataset(AnnTorchDataset):
 
     def __getitem__(self, indexes: int | Sequence[int] | slice) -> dict[str, np.ndarray | Counts]:
         rows = np.arange(len(self))[indexes] if isinstance(indexes, slice) else np.atleast_1d(indexes)
-        if self.adata_manager.adata.isbacked:
+        if lie_in_a_file(self.adata_manager):
             rows = np.sort(rows)  # HDF5 reads increasing row numbers only
         return self.convert(self.read(rows))
 
@@ -57,7 +63,7 @@ class CountsDataset(AnnTorchDataset):
         first, last = int(rows.min()), int(rows.max()) + 1
         contiguous = last - first == len(rows) > 1 and bool((np.diff(rows) == 1).all())
         # a slice reads far faster from a file than rows one by one, even if not all of it is wanted
-        by_slice = contiguous or (self.adata_manager.adata.isbacked and last - first <= 2 * len(rows))
+        by_slice = contiguous or (last - first <= 2 * len(rows) and lie_in_a_file(self.adata_manager))
         index = slice(first, last) if by_slice else rows
         block: Block = {CELL_INDEX: rows.astype(np.int64)}
         for key, dtype in self.keys_and_dtypes.items():
@@ -84,9 +90,9 @@ class CountsManager(AnnDataManager):
 
 
 class BlockShuffleLoader:
-    """Shuffled minibatches of data in a file, read in blocks of consecutive rows.
+    """Shuffled minibatches of data in a file or store, read in blocks of consecutive rows.
 
-    Random rows of an HDF5 file are read more slowly than a model trains on them. Here random *blocks* of rows are read
+    Random rows of a file are read more slowly than a model trains on them. Here random *blocks* of rows are read
     into a buffer, and minibatches are drawn from the shuffled buffer.
 
     Parameters
@@ -148,7 +154,7 @@ class CountsSplitter(DataSplitter):
 
     def train_dataloader(self):
         """Random minibatches; by blocks where the data lie in a file."""
-        if not self.adata_manager.adata.isbacked:
+        if not lie_in_a_file(self.adata_manager):
             return super().train_dataloader()
         batch_size = self.data_loader_kwargs["batch_size"]
         return BlockShuffleLoader(
