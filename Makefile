@@ -77,5 +77,5 @@ $(NEWEST)/.developer: pyproject.toml constraints.txt
 	@test -n "$(PYTHON_NEWEST)" || { echo "No Python >= 3.12 found; name one: make test-newest PYTHON_NEWEST=/path/to/python"; exit 1; }
 	test -x $(NEWEST)/bin/python || "$(PYTHON_NEWEST)" -m venv $(NEWEST)
 	$(NEWEST)/bin/python $(PIP_INSTALL) $(TORCH)
-	$(NEWEST)/bin/python $(PIP_INSTALL) 'scvi-tools>=1.5' -e '.[test,time]'
+	$(NEWEST)/bin/python $(PIP_INSTALL) 'scvi-tools>=1.5' -e '.[test,time,zarr]'
 	@touch $@

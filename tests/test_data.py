@@ -121,6 +121,16 @@ def test_a_model_reads_a_zarr_store_in_blocks(adata, in_store, monkeypatch):
     assert adjusted_rand_score(adata.obs["cell_type"], model.predict()) > 0.9
 
 
+@pytest.mark.parametrize("rows", [np.arange(16), np.array([9]), np.array([300, 301, 5, 6, 150])])
+def test_annbatch_reads_the_rows_asked_for(adata, in_store, rows):
+    pytest.importorskip("annbatch")
+    dataset = CountsDataset(manager(in_store), load_sparse_tensor=True)
+    assert dataset._read_counts is not None
+    for block in (dataset.read(rows), dataset.read_blocks(np.array_split(rows, min(2, len(rows))))):
+        np.testing.assert_array_equal(block["X"].toarray(), adata.X[rows].toarray())
+        np.testing.assert_array_equal(block["batch"].ravel(), adata.obs["batch"].cat.codes.iloc[rows])
+
+
 def test_collections_of_files_train_too(adata, tmp_path):
     """The route of scvi-tools for several files: an AnnCollection with its counts in a layer."""
     from anndata.experimental import AnnCollection

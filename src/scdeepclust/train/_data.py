@@ -7,7 +7,8 @@ lie in a file are read in blocks of rows instead of row by row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from math import ceil
 
 import numpy as np
@@ -20,6 +21,7 @@ from scvi.data import AnnDataManager, AnnTorchDataset
 from scvi.dataloaders import DataSplitter
 from torch.utils.data import Subset
 
+from scdeepclust._compat import annbatch_reader
 from scdeepclust._keys import CELL_INDEX
 from scdeepclust.nn import Counts
 
@@ -52,6 +54,11 @@ def _counts(x: csr_matrix) -> Counts:
 class CountsDataset(AnnTorchDataset):
     """Rows of an AnnData object as tensors, with the row numbers under :data:`CELL_INDEX`."""
 
+    @cached_property
+    def _read_counts(self) -> Callable[[np.ndarray], csr_matrix] | None:
+        """How to read any rows of the counts at once, where there is a way."""
+        return annbatch_reader(self.data.get(REGISTRY_KEYS.X_KEY))
+
     def __getitem__(self, indexes: int | Sequence[int] | slice) -> dict[str, np.ndarray | Counts]:
         rows = np.arange(len(self))[indexes] if isinstance(indexes, slice) else np.atleast_1d(indexes)
         if lie_in_a_file(self.adata_manager):
@@ -67,12 +74,22 @@ class CountsDataset(AnnTorchDataset):
         index = slice(first, last) if by_slice else rows
         block: Block = {CELL_INDEX: rows.astype(np.int64)}
         for key, dtype in self.keys_and_dtypes.items():
+            if key == REGISTRY_KEYS.X_KEY and self._read_counts is not None:
+                block[key] = self._read_counts(rows).astype(dtype, copy=False)
+                continue
             data = self.data[key]
             values = data.iloc[index].to_numpy() if isinstance(data, pd.DataFrame) else data[index]
             values = values[rows - first] if by_slice and not contiguous else values
             values = values.astype(dtype, copy=contiguous)
             block[key] = values.tocsr() if issparse(values) else values
         return block
+
+    def read_blocks(self, blocks: list[np.ndarray]) -> Block:
+        """Registered data of several runs of rows, one run after the other."""
+        if self._read_counts is not None:
+            return self.read(np.concatenate(blocks))
+        parts = [self.read(rows) for rows in blocks]
+        return {key: _stack([part[key] for part in parts]) for key in parts[0]}
 
     def convert(self, block: Block) -> dict[str, np.ndarray | Counts]:
         """What a minibatch holds: sparse counts as non-zero entries, or dense for loaders of scvi-tools."""
@@ -134,10 +151,10 @@ class BlockShuffleLoader:
     def __iter__(self) -> Iterator[Minibatch]:
         blocks = self._order()
         for start in range(0, len(blocks), BUFFER_BLOCKS):
-            parts = [self.dataset.read(rows) for rows in blocks[start : start + BUFFER_BLOCKS]]
-            buffer = {key: _stack([part[key] for part in parts]) for key in parts[0]}
+            chosen = blocks[start : start + BUFFER_BLOCKS]
+            buffer = self.dataset.read_blocks(chosen)
             shuffled = torch.randperm(len(buffer[CELL_INDEX]), generator=self.generator)
-            for rows in shuffled.tensor_split(self._n_minibatches(len(parts))):
+            for rows in shuffled.tensor_split(self._n_minibatches(len(chosen))):
                 block = self.dataset.convert({key: value[rows.numpy()] for key, value in buffer.items()})
                 yield {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in block.items()}
 
