@@ -255,3 +255,42 @@ def test_variable_genes_are_the_markers():
     adata = simulate_counts(600, 300, n_clusters=3, n_markers=10, depth=300, inverse_dispersion=20.0)
     chosen = adata.var["marker_of"][cli._variable_genes(adata, None, None, 30)]
     assert (chosen != "none").mean() > 0.5
+
+
+# --- benchmark
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """Two embeddings, one of which knows the types, and clusters for it; and a plane that nobody asked for."""
+    path = tmp_path_factory.mktemp("in") / "embedded.h5ad"
+    adata = simulate_counts(250, 120, n_clusters=3, n_batches=2, n_markers=10, depth=100)
+    rng = np.random.default_rng(0)
+    types = adata.obs["cell_type"].cat.codes.to_numpy()
+    adata.obsm["X_good"] = np.eye(3)[types].repeat(2, axis=1) + 0.1 * rng.normal(size=(250, 6))
+    adata.obsm["X_bad"] = rng.normal(size=(250, 6))
+    adata.obsm["X_umap"] = rng.normal(size=(250, 2))
+    adata.obs["good"] = adata.obs["cell_type"]
+    adata.write_h5ad(path)
+    return path
+
+
+def test_benchmark_prints_and_writes_the_scores(embedded, tmp_path):
+    columns = ["--batch-key", "batch", "--label-key", "cell_type"]
+    result = run("benchmark", embedded, *columns, "--csv", tmp_path / "s.csv", "--plot", tmp_path / "s.png")
+    assert result.exit_code == 0, result.output
+    scores = pd.read_csv(tmp_path / "s.csv", index_col="embedding")
+    assert list(scores.index) == ["X_good", "X_bad"]  # the best first, and no plane
+    assert scores.loc["X_good", "Own ARI"] == 1
+    assert "X_good" in result.output
+    assert "X_umap" not in result.output
+    assert (tmp_path / "s.png").stat().st_size > 1000
+
+
+def test_benchmark_says_what_is_missing(embedded, counts):
+    result = run("benchmark", embedded, "--batch-key", "lane", "--label-key", "cell_type")
+    assert result.exit_code == 2
+    assert "'lane'" in result.output
+    result = run("benchmark", counts, "--batch-key", "batch", "--label-key", "cell_type")
+    assert result.exit_code == 2
+    assert "no embeddings" in result.output

@@ -6,10 +6,9 @@ Only typer and rich are imported at the top, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from scdeepclust._files import check_files, check_folder, check_suffix, temporary_names
 from scdeepclust._keys import ResultKeys
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def demo(
     """
     files = [out / "clustered.h5ad", out / "labels.csv", out / "umap.png"]
     with _one_line_errors(ValueError, OSError):
-        _check_files(files, overwrite, needs_folder=False)
-        _check_folder(out)
+        check_files(files, overwrite, needs_folder=False)
+        check_folder(out)
     messages.print("Loading the libraries and 700 blood cells (PBMC, 10x Genomics) ...")
     _prepare_libraries(seed)
     from scdeepclust import datasets
@@ -118,9 +118,9 @@ def cluster(
 ) -> None:
     """Cluster the cells of an AnnData file."""
     with _one_line_errors(ValueError, OSError):
-        _check_files([path for path in (out, labels_csv, plot) if path is not None], overwrite)
-        _check_suffix("--out", out, ".h5ad")
-        _check_suffix("--plot", plot, ".png", ".pdf", ".svg")
+        check_files([path for path in (out, labels_csv, plot) if path is not None], overwrite)
+        check_suffix("--out", out, ".h5ad")
+        check_suffix("--plot", plot, ".png", ".pdf", ".svg")
         _prepare_libraries(seed)
         adata = _read(data)
         key = model.lower()
@@ -140,6 +140,56 @@ def cluster(
         _print_scores(adata, {name: key}, {name: seconds}, label_key, title=f"Against {label_key}")
     with _one_line_errors(OSError):
         _save(adata, key, out, labels_csv, plot, label_key=label_key, seed=seed)
+
+
+@app.command()
+def benchmark(
+    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="AnnData file with embeddings.", show_default=False)],
+    batch_key: Annotated[str, typer.Option(help="Column of obs with the technical batch.")],
+    label_key: Annotated[str, typer.Option(help="Column of obs with known labels.")],
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(help="Name in obsm; repeat for more.", show_default="all X_... of more than 3 dimensions"),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the table here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the table here (png, pdf).")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare embeddings, and the clusters that belong to them, by the scores of scib-metrics."""
+    with _one_line_errors(ValueError, OSError):
+        check_files([path for path in (csv, plot) if path is not None], overwrite)
+        if plot is not None:
+            check_suffix("--plot", plot, ".png", ".pdf", ".svg")
+        messages.print("Loading the libraries ...")
+        _prepare_libraries(seed=0)
+        from scdeepclust.tl import benchmark_integration
+
+        adata = _read(data)
+        names = embedding or [name for name in adata.obsm if name.startswith("X_") and adata.obsm[name].shape[1] > 3]
+        if not names:
+            raise ValueError(f"{data} has no embeddings; obsm holds {', '.join(adata.obsm) or 'nothing'}")
+        own = {name: key if (key := name.removeprefix("X_")) in adata.obs else None for name in names}
+        scores = benchmark_integration(adata, own, batch_key=batch_key, label_key=label_key)
+    shown = [name for name in ("Bio conservation", "Batch correction", "Total", "Own ARI", "Own NMI") if name in scores]
+    table = Table("embedding", box=SIMPLE_HEAD, pad_edge=False)
+    for name in shown:
+        table.add_column(name, justify="right")
+    for name, row in scores[shown].iterrows():
+        table.add_row(str(name), *[f"{value:.3f}" if value == value else "-" for value in row])
+    results.print(table)
+    with _one_line_errors(OSError), temporary_names(_announce) as temporary:
+        if csv is not None:
+            scores.to_csv(temporary(csv), float_format="%.4f")
+        if plot is not None:
+            import matplotlib
+
+            matplotlib.use("Agg")
+            import matplotlib.pyplot as plt
+
+            from scdeepclust.pl import benchmark_table
+
+            benchmark_table(scores)
+            plt.savefig(temporary(plot), dpi=150)
 
 
 # --- data in
@@ -283,29 +333,6 @@ def _print_scores(
 # --- files out
 
 
-def _check_files(files: Sequence[Path], overwrite: bool, needs_folder: bool = True) -> None:
-    if len({path.resolve() for path in files}) < len(files):
-        raise ValueError("the same file is named for two outputs")
-    for path in files:
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder; name a file")
-        if path.exists() and not overwrite:
-            raise ValueError(f"{path} exists; use --overwrite to replace it")
-        if needs_folder and not path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.parent}")
-
-
-def _check_folder(folder: Path) -> None:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise ValueError(f"--out: {existing} is a file; name a folder")
-
-
-def _check_suffix(option: str, path: Path | None, *allowed: str) -> None:
-    if path is not None and path.suffix.lower() not in allowed:
-        raise ValueError(f"{option}: {path.name} must end in {' or '.join(allowed)}")
-
-
 def _save(
     adata: AnnData,
     key: str,
@@ -317,14 +344,14 @@ def _save(
     seed: int,
 ) -> None:
     """Write the files that are asked for; the picture last, when the results are safe."""
-    with _temporary_names() as temporary:
+    with temporary_names(_announce) as temporary:
         if labels_csv is not None:
             table = adata.obs[[key, ResultKeys(key).confidence]].set_axis(["cluster", "confidence"], axis=1)
             table.to_csv(temporary(labels_csv), index_label="cell", float_format="%.4f")
         adata.write_h5ad(temporary(h5ad), compression="gzip")
     if plot is not None:
         messages.print("Computing a UMAP ...")
-        with _temporary_names() as temporary:
+        with temporary_names(_announce) as temporary:
             _draw(adata, key, temporary(plot), label_key, seed)
 
 
@@ -346,24 +373,8 @@ def _draw(adata: AnnData, key: str, path: Path, label_key: str | None, seed: int
     pl.overview(drawn, key, label_key=label_key).savefig(path, dpi=150)
 
 
-@contextmanager
-def _temporary_names() -> Iterator[Callable[[Path], Path]]:
-    """Hand out a temporary name beside each file; on success they are renamed, on failure they are removed."""
-    renames: dict[Path, Path] = {}
-
-    def temporary(path: Path) -> Path:
-        # the suffix stays: it tells matplotlib the format
-        renames[path] = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-        return renames[path]
-
-    try:
-        yield temporary
-        for path, name in renames.items():
-            name.replace(path)
-            messages.print(f"Wrote {escape(str(path))}")
-    finally:
-        for name in renames.values():
-            name.unlink(missing_ok=True)
+def _announce(path: Path) -> None:
+    messages.print(f"Wrote {escape(str(path))}")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scdeepclust.tl._consensus import consensus
 from scdeepclust.tl._facets import facet_report
 from scdeepclust.tl._gate_scores import gate_curves, score_gates
 from scdeepclust.tl._gates import rank_gates
@@ -12,6 +13,7 @@ from scdeepclust.tl._time import time_control
 
 __all__ = [
     "benchmark_integration",
+    "consensus",
     "estimate_n_clusters",
     "facet_report",
     "gate_curves",
