@@ -7,7 +7,7 @@ stopped and resumed, and two runs may write to the same file at once.
     python benchmarks/quality.py --seeds 0-4                          # everything that is missing
     python benchmarks/quality.py --methods 'pca*' --data baron_mouse  # a part of it
     python benchmarks/quality.py --methods 'scdeepcluster*' --again   # measure anew, the newest row counts
-    python benchmarks/quality.py --table                              # only rewrite the page
+    python benchmarks/quality.py --table                              # only rewrite the page and the README's table
 
 The labelled data sets are read from the folder in SCDEEPCLUST_DATA; missing files are skipped.
 """
@@ -32,12 +32,13 @@ from _methods import DATASETS, FAMILIES, METHODS, Labels, load, warm_up  # first
 # isort: split
 import numpy as np
 import pandas as pd
-from _page import write_page
+from _page import write_page, write_summary
 from anndata import AnnData
 
 HERE = Path(__file__).resolve().parent
 CSV = HERE / "results" / "quality.csv"
 PAGE = HERE.parent / "docs" / "benchmarks" / "quality.md"
+README = HERE.parent / "README.md"
 
 
 @dataclass
@@ -192,7 +193,10 @@ def main() -> None:
         if arguments.data == "*":
             datasets.remove("zheng_sorted_500")  # too easy to tell methods apart
         run(arguments.out, datasets, set(matching(arguments.methods, METHODS)), arguments.seeds, arguments.again)
-    write_page(arguments.page, read(arguments.out))
+    rows = read(arguments.out)
+    write_page(arguments.page, rows)
+    if arguments.out == CSV and arguments.page == PAGE:
+        write_summary(README, rows)
 
 
 if __name__ == "__main__":
