@@ -105,6 +105,18 @@ def test_any_logger_gets_the_curves_of_every_phase(model, tmp_path, make):
         assert logged[name] == 2, logged
 
 
+def test_callbacks_find_what_they_monitor(model):
+    seen = []
+
+    class Reader(Callback):
+        def on_train_end(self, trainer, pl_module):
+            seen.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    model.train(pretrain_epochs=0, max_epochs=2, callbacks=[Reader()], **QUIET)
+    for name in ("train_loss", "elbo_train", "reconstruction_loss_train", "cluster_kl_train"):
+        assert seen[0][name] == pytest.approx(model.history[name].iloc[-1, 0])
+
+
 def test_no_files_are_left_behind_without_a_logger(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model.train(pretrain_epochs=1, max_epochs=1, **QUIET)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 
 import pandas as pd
 import torch
@@ -151,22 +152,31 @@ class ClusteringPlan(TrainingPlan):
         self.record(metrics)
 
     def record(self, metrics: dict[str, float]) -> None:
-        """Log values of the current epoch, to every logger and to ``history``, under the prefix of the phase."""
-        if self._prefix:
-            # what early stopping and checkpoints monitor has one name in every phase; it reaches no logger
-            monitored = {name: value for name, value in metrics.items() if "validation" in name}
-            self.log_dict(monitored, logger=False, on_step=False, on_epoch=True, batch_size=1)
-        metrics = {f"{self._prefix}{name}": value for name, value in metrics.items()}
-        for name, value in metrics.items():
+        """Note values of the current epoch in ``history`` and for every logger, under the prefix of the phase.
+
+        Callbacks that monitor a value find it under one name in every phase.
+        """
+        named = {f"{self._prefix}{name}": value for name, value in metrics.items()}
+        for name, value in named.items():
             self._values[name].append(value)
             frame = pd.DataFrame({name: self._values[name]})
             frame.index.name = "epoch"
             self.history[name] = frame
+        for logger in self.trainer.loggers:
+            logger.log_metrics(named | {"epoch": self.current_epoch}, step=self.global_step)
+            logger.save()
+        # Lightning takes a good part of a millisecond to take in a value, so it gets what may be asked for
+        watched = {name: value for name, value in metrics.items() if self._is_watched or "validation" in name}
         # values are already reduced, so every process logs the same ones
-        self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=False, batch_size=1)
-        loss = metrics.get(f"{self._prefix}train_loss")
-        if loss is not None:
+        self.log_dict(watched, logger=False, on_step=False, on_epoch=True, sync_dist=False, batch_size=1)
+        if "train_loss" in metrics and self.trainer.progress_bar_callback is not None:
+            loss = metrics["train_loss"]
             self.log("loss", loss, prog_bar=True, logger=False, on_step=False, on_epoch=True, batch_size=1)
+
+    @cached_property
+    def _is_watched(self) -> bool:
+        """Whether there are callbacks other than ours, which may monitor what is logged."""
+        return any(not type(callback).__module__.startswith("scdeepclust.") for callback in self.trainer.callbacks)
 
     def on_train_epoch_end(self):
         """Log the epoch and remember the weights as the last good ones."""
