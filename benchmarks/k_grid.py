@@ -21,6 +21,7 @@ from _methods import Timer, leiden, load, neighbour_graph, one_thread  # first: 
 # isort: split
 import numpy as np
 import pandas as pd
+import torch
 from _page import markdown
 from _rows import append_rows, package_list, seed_list
 from anndata import AnnData
@@ -69,10 +70,16 @@ def fit(adata: AnnData, k: int, seed: int):
 
 def minus_elbo(model, k: int) -> float:
     """Negative evidence of the held-out cells, in nats a cell."""
+    cells = model.validation_indices
     if k > 1:
-        return -model.get_elbo_terms(indices=model.validation_indices)["elbo"].mean()
-    name = "vae_elbo_validation"  # the negative evidence, in the terms of scvi-tools
-    return float(model.history[name].iloc[-1, 0])
+        return -model.get_elbo_terms(indices=cells)["elbo"].mean()
+    model.module.eval()
+    total = 0.0
+    with torch.inference_mode():
+        for tensors in model._minibatches(indices=cells):
+            terms = model.module(tensors, loss_kwargs={"phase": "vae"})[2]  # with the prior N(0, I)
+            total += float(terms.reconstruction_loss_sum + terms.kl_local_sum)
+    return total / len(cells)
 
 
 def label_based(z: np.ndarray, truth: np.ndarray, seed: int) -> dict[str, float]:
