@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 import scdeepclust as sdc
 from scdeepclust.model import IDC
-from scdeepclust.model._idc import SIGMA
+from scdeepclust.model._idc_module import SIGMA
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
