@@ -26,10 +26,11 @@ from _methods import DATASETS, METHODS, Timer, fit_model, idc_labels, load, one_
 import numpy as np
 import pandas as pd
 from _page import markdown
+from _rows import append_rows, seed_list
 from anndata import AnnData
 from quality import CSV as QUALITY
 from quality import append as append_quality
-from quality import matching, read, rows_of, seed_list
+from quality import matching, read, rows_of
 
 HERE = Path(__file__).resolve().parent
 CSV = HERE / "results" / "gates.csv"
@@ -188,15 +189,13 @@ def run(datasets: list[str], seeds: list[int], again: bool) -> None:
     for seed in seeds:
         for name in datasets:
             done = pd.read_csv(CSV) if CSV.exists() else pd.DataFrame(columns=["data", "seed"])
-            this = (done["data"] == name) & (done["seed"] == seed)
-            if this.any() and not again:
+            if ((done["data"] == name) & (done["seed"] == seed)).any() and not again:
                 continue
             adata = data_of(name)
             if adata is None:
                 continue
             row = measure(adata, name, seed, again)
-            done = pd.concat([done[~this], pd.DataFrame([row])], ignore_index=True)
-            done.sort_values(["data", "seed"]).to_csv(CSV, index=False, float_format="%.4f")
+            append_rows(CSV, pd.DataFrame([row]).round(4), ["data", "seed"])
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     stability([SIMULATED, *DATASETS])
 
