@@ -321,7 +321,8 @@ def lines_of(rows: pd.DataFrame, means: pd.DataFrame, titles: list[str]) -> str:
 
 
 def deletion_table(rows: pd.DataFrame) -> str:
-    """Labels that change, and how many times as many behind gates as at random; the last line from the mean shares."""
+    """Labels that change, and how many times as many of them behind gates as at random."""
+    # the ratio is that of the mean shares: single shares at random are a few cells of 1000
     means = mean_rows(rows, [f"deletion_{name}_{n:g}" for n in REMOVED for name in ("gates", "random")])
     shown, titles = {}, []
     for n in REMOVED:
@@ -371,9 +372,9 @@ said by `tl.score_gates`, what deletion and insertion mean by `tl.gate_curves`. 
 (sc_mixology_cellines) nothing.
 
 Behind the global gates, a linear classifier is trained on 80 % of the cells and judged on the others; it sees every
-cell through the gates of every cluster. The linear classifiers of the third table get the first 2 or 5 gated genes
-of each cluster, or as many genes of highest normalised dispersion; they predict the known types or the labels of the
-model.
+cell through the gates of every cluster. The other linear classifiers, with a table of their own, get the first 2 or 5
+gated genes of each cluster, or as many genes of highest normalised dispersion; they predict the known types or the
+labels of the model.
 
 `{SIMULATED}`: 2000 cells x 2000 genes, 6 clusters with {N_MARKERS} markers each, natural-log fold change about 1.5.
 Precision is that of the first {N_MARKERS} genes of a cluster."""
