@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 
 from scdeepclust.nn import Grid, node_distances, topographic_error
 from scdeepclust.train import choose_grid, fill_dead_nodes, lay_map, nearest, vote_regions
-from scdeepclust.train._map import batch_som
+from scdeepclust.train._map import batch_som, with_means
 
 
 @pytest.fixture
@@ -105,6 +105,21 @@ def test_a_large_part_stays_a_cluster_where_two_others_are_closer():
     assert cluster[0] == 0
 
 
+def test_attached_means_spread_as_the_points_do_within_clusters():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 500)
+    points = rng.normal(size=(500, 4)) * 3 + np.eye(3, 4)[labels] * [1, 2, 5, 0]
+    attached = with_means(points, labels)
+    np.testing.assert_array_equal(attached[:, :4], points)
+    means = np.stack([points[labels == k].mean(axis=0) for k in range(3)])
+    within = np.mean([np.square(p - means[k]).sum() for p, k in zip(points, labels, strict=True)])
+    np.testing.assert_allclose(attached[:, 4:].var(axis=0).sum(), within)
+    direction = (means - points.mean(axis=0))[labels]
+    cosine = (direction * attached[:, 4:]).sum(1) / np.linalg.norm(direction, axis=1)
+    np.testing.assert_allclose(cosine, np.linalg.norm(attached[:, 4:], axis=1))
+    np.testing.assert_array_equal(with_means(points, np.zeros(500, dtype=int))[:, 4:], 0)
+
+
 def test_points_of_a_cluster_stay_together_on_the_map(monkeypatch):
     """The labels split a direction that a map of two dimensions has no room for."""
     from scdeepclust.train import _map
@@ -122,7 +137,7 @@ def test_points_of_a_cluster_stay_together_on_the_map(monkeypatch):
         return votes.max(axis=1).sum() / len(points)
 
     with_labels = purity()
-    monkeypatch.setattr(_map, "LABEL_WEIGHT", 0.0)
+    monkeypatch.setattr(_map, "with_means", lambda points, labels: points)
     assert with_labels > purity() + 0.05
 
 

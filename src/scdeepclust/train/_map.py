@@ -22,10 +22,6 @@ FINAL_RADIUS = 0.6
 # Steps in which the radius shrinks; with fewer the map freezes before it has unfolded.
 N_STEPS = 100
 
-# Weight of the mean of a point's cluster beside the point itself when the map is laid. More of it, and nodes of
-# different clusters are beside each other wherever there is room: the topographic error rises.
-LABEL_WEIGHT = 0.5
-
 
 def choose_grid(points: np.ndarray, n_clusters: int | None) -> tuple[int, int]:
     """Rows and columns of a map for these points (n, P).
@@ -86,9 +82,9 @@ def _sums(points: np.ndarray, labels: np.ndarray, n: int) -> tuple[np.ndarray, n
 def lay_map(points: np.ndarray, labels: np.ndarray, grid: Grid, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Codebook (K, P) of a map of the points (n, P), and the node of each point (n,).
 
-    The map is laid on points to which the weighted mean of their cluster is attached, as a supervised map of Kohonen's
-    is on points with their class: two dimensions cannot keep all neighbours together, and those of one cluster are
-    then kept before others.
+    The map is laid on points to which the mean of their cluster is attached (:func:`with_means`), as a supervised map
+    of Kohonen's is on points with their class: two dimensions cannot keep all neighbours together, and those of one
+    cluster are then kept before others.
 
     Parameters
     ----------
@@ -101,12 +97,23 @@ def lay_map(points: np.ndarray, labels: np.ndarray, grid: Grid, *, seed: int = 0
     seed
         Seed of the sample of the points that the map is laid on, if there are very many.
     """
-    sums, sizes = _sums(points, labels, int(labels.max()) + 1)
-    means = sums / np.maximum(sizes, 1)[:, None]
-    attached = np.hstack([points, LABEL_WEIGHT * means[labels]])
+    attached = with_means(points, labels)
     sample = _sample(attached, seed)
     codebook = fill_dead_nodes(sample, batch_som(sample, grid), grid)
     return codebook[:, : points.shape[1]], nearest(attached, codebook)
+
+
+def with_means(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Points (n, P) with the means of their clusters beside them, (n, 2P).
+
+    The attached means are scaled to spread as far as the points do within clusters: where clusters lie far apart they
+    change little; where they overlap in the scatter, as images of digits do, they count as much as the point itself.
+    """
+    sums, sizes = _sums(points, labels, int(labels.max()) + 1)
+    means = (sums / np.maximum(sizes, 1)[:, None])[labels] - points.mean(axis=0)  # (n, P)
+    between = np.square(means).sum()
+    within = np.square(points - points.mean(axis=0)).sum() - between
+    return np.hstack([points, means * np.sqrt(max(within, 0) / max(between, 1e-12))])
 
 
 def fill_dead_nodes(points: np.ndarray, codebook: np.ndarray, grid: Grid, *, n_rounds: int = 10) -> np.ndarray:
