@@ -103,15 +103,16 @@ def mnist(data: str, seed: int) -> Iterator[Result]:
     yield "minisom", node_scores(truth, np.array([4 * row + column for row, column in map(som.winner, pixels / 255)]))
 
 
-# Sizes of the networks as published, and no noise and no dropout, as published: those are there for the technical noise
-# of sequencing, which pixels do not have. Grey levels as counts without overdispersion. Images of a class lie on curved
-# sheets, for which communities of a neighbour graph are made and centres are not. Nothing of this was chosen by scores
-# on MNIST.
+# Networks and weights as published, without noise and dropout: those are there for the technical noise of sequencing,
+# which pixels do not have. Grey levels as counts without overdispersion. Images of a class lie on curved sheets, for
+# which communities of a neighbour graph are made and centres are not.
 IMAGES = {
     "n_latent": 64,
     "n_hidden": 256,
     "input_noise": 0.0,
     "dropout_rate": 0.0,
+    "commitment_weight": 1.0,
+    "som_weight": 0.9,
     "gene_likelihood": "poisson",
     "init": "leiden",
 }
@@ -260,9 +261,9 @@ Student-t kernel and sharpens that. Pretraining and the map that is laid before 
 in whether a fifth of the target is the node a cell was laid on. Weights as published, in our units.""",
     "digits": """## Digits, 8 x 8 nodes
 
-1,797 images with 17 grey levels as counts, 10 clusters. Networks as published (64 latent and 256 hidden units, no
-noise, no dropout), Poisson likelihood, start from Leiden communities. k-means has as many centres as the map has
-nodes.""",
+1,797 images with 17 grey levels as counts, 10 clusters. Networks and weights as published (64 latent and 256 hidden
+units, no noise, no dropout, weights 1 and 0.9), Poisson likelihood, start from Leiden communities. k-means has as many
+centres as the map has nodes.""",
     "mnist": """## MNIST, 4 x 4 nodes
 
 5,000 images as counts, set up as the digits; k-means and minisom with 16 centres or nodes on the same pixels.""",

@@ -183,7 +183,7 @@ def vote_regions(node: np.ndarray, labels: np.ndarray, codebook: np.ndarray, gri
     codebook
         Nodes (K, P).
     grid
-        The grid. Nodes touch along a side, not at a corner.
+        The grid. Nodes touch along a side or at a corner: all eight around a node are its neighbours.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -203,7 +203,7 @@ def _merge_parts(winner: np.ndarray, weights: np.ndarray, codebook: np.ndarray, 
     """Part of each node (K,), 0..n_parts-1: connected nodes with the same winner, merged with parts they touch."""
     from scipy.sparse.csgraph import connected_components
 
-    touches = grid.adjacency().numpy()
+    touches = grid.adjacency(diagonal=True).numpy()
     part = connected_components(touches & (winner[:, None] == winner), directed=False)[1]
     while part.max() + 1 > n_parts:
         sizes = np.bincount(part, weights=weights)
