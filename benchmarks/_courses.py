@@ -64,6 +64,7 @@ def chain(data: str, seed: int) -> Iterator[Result]:
         "somvae",
         {
             "total_variation": float(np.nanmean(np.abs(matrix - truth).sum(axis=1) / 2)),
+            "total_variation_of_nodes": float(np.mean(np.abs(_of_nodes(model, codes) - truth).sum(axis=1) / 2)),
             "merged_ari": adjusted_rand_score(codes, model.predict()),
         },
     )
@@ -91,6 +92,16 @@ def _in_true_order(model, adata: AnnData) -> np.ndarray:
     table = pd.crosstab(adata.obs["cell_type"], model.predict()).reindex(columns=names, fill_value=0).to_numpy()
     _, cluster = linear_sum_assignment(-table)
     return model.get_transition_matrix("cluster").to_numpy()[np.ix_(cluster, cluster)]
+
+
+def _of_nodes(model, codes: np.ndarray) -> np.ndarray:
+    """Transition matrix of the nodes, each named after the true state that most of its cells are of."""
+    nodes = model.get_nodes()["node"].cat.codes.to_numpy()
+    votes = np.zeros((len(model.node_names), N_STATES))
+    np.add.at(votes, (nodes, codes), 1)
+    member = np.eye(N_STATES)[votes.argmax(axis=1)]
+    counts = member.T @ model.transition_counts_ @ member + 1 / N_STATES
+    return counts / counts.sum(axis=1, keepdims=True)
 
 
 def _top_rows(matrix: np.ndarray, truth: np.ndarray) -> float:

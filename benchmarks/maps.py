@@ -280,8 +280,10 @@ whose most frequent lineages agree, of the ten that the names of the published c
 state. `direction`: net flow over all flow between clusters, for the times used and (mean of 10) for these permuted.""",
     "chain": """## True sequences of the same chain
 
-1,000 sequences of five cells. `total variation`: mean over rows of the distance between matrix and truth; `true states`
-counts transitions between the states the cells were simulated from, so that only sampling error is left.""",
+1,000 sequences of five cells. `total variation`: mean over rows of the distance between the matrix of the clusters and
+the truth, clusters matched to states one to one, so that a cluster of two states counts as wrong; `of nodes`: that of
+the matrix of the nodes, each named after the state that most of its cells are of. `true states` counts transitions
+between the states the cells were simulated from, so that only sampling error is left.""",
 }
 
 
