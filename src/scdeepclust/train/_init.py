@@ -160,6 +160,12 @@ def _means_and_sizes(points: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
     return sums[used] / sizes[used, None], sizes[used].astype(float)
 
 
+def merge_costs(centers: np.ndarray, sizes: np.ndarray, average: float) -> np.ndarray:
+    """Cost (k, k) of merging each pair of groups with these means (k, D) and sizes (k,); see :func:`merge_centers`."""
+    m = sizes[:, None] * sizes / (sizes[:, None] + sizes)
+    return m / (m + average) * np.square(centers[:, None] - centers[None]).sum(axis=2)
+
+
 def merge_centers(centers: np.ndarray, sizes: np.ndarray, n_clusters: int) -> np.ndarray:
     """Merge the cheapest pair of centres until ``n_clusters`` are left.
 
@@ -184,8 +190,7 @@ def merge_centers(centers: np.ndarray, sizes: np.ndarray, n_clusters: int) -> np
     centers, sizes = centers.copy(), sizes.astype(float)
     average = sizes.sum() / n_clusters
     while len(centers) > n_clusters:
-        m = sizes[:, None] * sizes / (sizes[:, None] + sizes)
-        cost = m / (m + average) * np.square(centers[:, None] - centers[None]).sum(axis=2)
+        cost = merge_costs(centers, sizes, average)
         np.fill_diagonal(cost, np.inf)
         a, b = np.unravel_index(cost.argmin(), cost.shape)
         total = sizes[a] + sizes[b]
@@ -285,6 +290,7 @@ def _leiden(graph: AnnData, resolution: float, seed: int) -> np.ndarray:
 
 
 def _sample(points: np.ndarray, seed: int) -> np.ndarray:
+    """At most :data:`MAX_POINTS` of the points, in their order."""
     if len(points) <= MAX_POINTS:
         return points
     return points[np.sort(np.random.default_rng(seed).choice(len(points), MAX_POINTS, replace=False))]
