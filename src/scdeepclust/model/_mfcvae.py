@@ -58,7 +58,8 @@ class MFCVAE(MFCVAEGetters):
         Start of the main clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
         ``"leiden"``, or one label per cell.
     gene_likelihood
-        ``"nb"``, ``"zinb"``, ``"poisson"``, or ``"normal"`` on log-normalised data.
+        ``"nb"``, ``"zinb"``, ``"poisson"``, ``"normal"`` on log-normalised data, or ``"beta_binomial"`` for values
+        between 0 and a largest one, such as grey values or presence and absence: no library size, no logarithm.
     dispersion
         One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"``.
     n_latent, n_facet_latent
@@ -70,6 +71,10 @@ class MFCVAE(MFCVAEGetters):
     independence
         Weight of the dependence of facets (normalised HSIC, 0 to 1), relative to a reconstruction per entry of the
         count matrix. 0 lets facets repeat each other. A step takes time in proportion to the square of the batch size.
+    anchor
+        Weight with which cells keep to their start labels in the main facet while the mixture is trained, in nats per
+        nat of cross-entropy. At 0 the mixture moves them freely: straight borders between Gaussians. Clusters that are
+        curved in the latent space, such as communities of a neighbour graph, need some (10).
     encode_covariates
         Whether batch and covariates enter the encoder too, besides the decoder.
     n_init
@@ -109,6 +114,7 @@ class MFCVAE(MFCVAEGetters):
         dropout_rate: float = 0.2,
         input_noise: float = 2.0,
         independence: float = 0.1,
+        anchor: float = 0.0,
         encode_covariates: bool = False,
         n_init: int = 3,
         registry: dict | None = None,
@@ -125,6 +131,7 @@ class MFCVAE(MFCVAEGetters):
             "dropout_rate": dropout_rate,
             "input_noise": input_noise,
             "independence": independence,
+            "anchor": anchor,
             "encode_covariates": encode_covariates,
         }
         super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init)
@@ -184,9 +191,13 @@ class MFCVAE(MFCVAEGetters):
             codes = torch.as_tensor(groups, device=self.device)
             # features were made in inference mode, and what is computed from them goes into parameters
             self.module.open_facet(j, features.clone(), codes)
-            of_all_cells = torch.full((self.adata.n_obs,), -1)
-            self.module.guides[j] = of_all_cells.index_copy_(0, torch.as_tensor(cells), codes.cpu())
+            self._guide(j, cells, codes)
         self._keep_n_facet_clusters()
+
+    def _guide(self, j: int, cells: np.ndarray, groups: torch.Tensor) -> None:
+        """Let facet j keep to its start groups, one for each of these cells, until training ends."""
+        of_all_cells = torch.full((self.adata.n_obs,), -1)
+        self.module.guides[j] = of_all_cells.index_copy_(0, torch.as_tensor(cells), groups.cpu())
 
     def _start_groups(self, j: int, cells: np.ndarray) -> np.ndarray | None:
         """Groups (n,) of facet j: of its column in ``obs``, or crossed with the facets before it, or None."""
@@ -215,6 +226,8 @@ class MFCVAE(MFCVAEGetters):
         moments = [self.module.posterior(self._encode(t), 0) for t in self._minibatches(indices=cells)]
         z_mean, z_log_var = map(torch.cat, zip(*moments, strict=True))
         self.module.start_facet(0, z_mean, z_log_var.exp(), torch.as_tensor(labels, device=self.device))
+        if self.module.anchor:
+            self._guide(0, cells, torch.as_tensor(labels))
 
     def _end_training(self, train_indices: np.ndarray) -> None:
         self.module.guides = {}

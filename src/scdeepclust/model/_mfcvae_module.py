@@ -55,6 +55,9 @@ from ._gmvae_module import LOG_VAR_MAX, LOG_VAR_MIN
 # Nats per dimension that an entering facet may use at no cost.
 FREE_BITS = 0.25
 
+# Weight of the start groups of a further facet while it enters, in nats per nat of cross-entropy.
+GUIDE_WEIGHT = 10.0
+
 
 class MFCVAEModule(ClusteringModule):
     """The equations of MFCVAE.
@@ -73,8 +76,8 @@ class MFCVAEModule(ClusteringModule):
         Size of each further facet.
     independence
         Weight of the dependence of facets, relative to a reconstruction per entry of the count matrix.
-    guide_weight
-        Weight of the start groups of a facet while it enters, in nats per nat of cross-entropy.
+    anchor
+        Weight of the start labels of the main facet in its mixture phase, in nats per nat of cross-entropy.
     **kwargs
         As in :class:`ClusteringModule`.
     """
@@ -91,14 +94,14 @@ class MFCVAEModule(ClusteringModule):
         n_latent: int = 16,
         n_facet_latent: int = 4,
         independence: float = 0.1,
-        guide_weight: float = 10.0,
+        anchor: float = 0.0,
         **kwargs,
     ):
         sizes = [n_latent] + [n_facet_latent] * len(n_facet_clusters)
         super().__init__(n_input, n_latent=sum(sizes), **kwargs)
         self.latent_sizes = sizes
         self.independence = independence
-        self.guide_weight = guide_weight
+        self.anchor = anchor
         shape: dict[str, Any] = {
             "n_batch": self.n_batch,
             "n_cats_per_cov": kwargs.get("n_cats_per_cov", ()),
@@ -183,7 +186,7 @@ class MFCVAEModule(ClusteringModule):
         if phase not in ("pretrain", "query"):
             extra["dependence"] = self.facet_dependence(inference_outputs)
             guidance = self.guidance(inference_outputs, tensors[CELL_INDEX])
-            loss = loss + self.independence * self.n_input * extra["dependence"] + self.guide_weight * guidance
+            loss = loss + self.independence * self.n_input * extra["dependence"] + guidance
         return LossOutput(loss=loss, reconstruction_loss=reconstruction, kl_local=kl, extra_metrics=extra)
 
     def divergence(self, inference_outputs: dict, j: int) -> Tensor:
@@ -201,12 +204,13 @@ class MFCVAEModule(ClusteringModule):
         return torch.stack(pairs).sum() if pairs else codes[0].new_zeros(())
 
     def guidance(self, inference_outputs: dict, cells: Tensor) -> Tensor:
-        """Cross-entropy of the start groups of guided facets, mean over the cells that have one."""
+        """Cross-entropy of the start groups of guided facets times their weights, mean over the cells."""
         total = inference_outputs["z_mean"].new_zeros(())
         for j, groups in self.guides.items():
             group = groups[cells.to(groups.device)].to(total.device)
             log_r = self.log_responsibilities(inference_outputs, j)
-            total = total - (log_r.gather(1, group.clamp_min(0).unsqueeze(1)).squeeze(1) * (group >= 0)).mean()
+            log_own = log_r.gather(1, group.clamp_min(0).unsqueeze(1)).squeeze(1) * (group >= 0)
+            total = total - (GUIDE_WEIGHT if j else self.anchor) * log_own.mean()
         return total
 
     # -- facets -------------------------------------------------------------------------------------------------------
