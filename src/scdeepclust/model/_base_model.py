@@ -44,6 +44,7 @@ from ._checks import (
     check_obs_keys,
     gene_statistics,
     match_genes,
+    proportion_statistics,
 )
 from ._query import QueryMappingMixin
 
@@ -200,10 +201,14 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseM
         """Statistics of the training data; a model that has them (loaded, or a mapped query) keeps them."""
         if self.module.knows_data:
             return
-        mean, sd, median_total = gene_statistics(self.adata, self.registry_["setup_args"]["layer"], TARGET_TOTAL)
+        layer = self.registry_["setup_args"]["layer"]
+        mean, sd, median_total = gene_statistics(self.adata, layer, TARGET_TOTAL)
+        n_trials = 1.0
+        if self.module.gene_likelihood == "beta_binomial":
+            mean, sd, n_trials = proportion_statistics(self.adata, layer)
         batch = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)
         frequencies = np.bincount(np.asarray(batch).ravel(), minlength=self.summary_stats.n_batch) / len(batch)
-        self.module.set_data_statistics(mean, sd, median_total, frequencies)
+        self.module.set_data_statistics(mean, sd, median_total, frequencies, n_trials)
 
     def _minibatches(
         self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None

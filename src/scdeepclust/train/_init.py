@@ -230,13 +230,16 @@ def leiden_labels(
 ) -> np.ndarray:
     """Leiden on the nearest-neighbour graph; with ``n_clusters`` the resolution is searched by bisection.
 
+    Not every number is that of the communities at some resolution: then the communities of the next larger number
+    found are joined by Ward's criterion.
+
     On more than :data:`MAX_POINTS` points the graph is built on a sample, and the other points get the label of their
     nearest cluster mean.
     """
     sample = _sample(points, seed)
     graph = _neighbour_graph(sample, n_neighbors)
     labels = _leiden(graph, resolution, seed)
-    low, high = 0.0, None
+    low, high, finer = 0.0, None, None
     for _ in range(25 if n_clusters else 0):
         n_found = labels.max() + 1
         if n_found == n_clusters:
@@ -244,15 +247,24 @@ def leiden_labels(
         if n_found < n_clusters:
             low, resolution = resolution, resolution * 2 if high is None else (resolution + high) / 2
         else:
-            high, resolution = resolution, (low + resolution) / 2
+            high, resolution, finer = resolution, (low + resolution) / 2, labels
         labels = _leiden(graph, resolution, seed)
     if n_clusters and labels.max() + 1 != n_clusters:
-        # no resolution gives just that number of communities
-        return kmeans_labels(points, n_clusters, seed=seed)
+        if finer is None:  # there are no more communities
+            return kmeans_labels(points, n_clusters, seed=seed)
+        labels = _joined(sample, finer, n_clusters)
     if len(sample) == len(points):
         return labels
     means = np.stack([sample[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
     return nearest(points, means)
+
+
+def _joined(points: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarray:
+    """Join the groups whose means are closest until ``n_clusters`` are left."""
+    from scipy.cluster.hierarchy import fcluster, ward
+
+    means, _ = _means_and_sizes(points, labels)
+    return (fcluster(ward(means), n_clusters, criterion="maxclust") - 1)[labels].astype(np.int64)
 
 
 def n_communities(points: np.ndarray, *, seed: int = 0) -> int:
