@@ -24,10 +24,10 @@ from scdeepclust.train import (
     shared_information,
 )
 
-from ._base_model import _seed
 from ._base_module import TARGET_TOTAL
 from ._mfcvae_getters import MFCVAEGetters
 from ._mfcvae_module import MFCVAEModule
+from ._start import start_seed
 
 # Share of its phase over which a facet fades into the decoder; its prior sets in more slowly.
 FADE_SHARE, PRIOR_SHARE = 0.4, 0.8
@@ -205,8 +205,8 @@ class MFCVAE(MFCVAEGetters):
             return pd.factorize(self.adata.obs[column], sort=True)[0][cells]
         points = self._denoised_points(cells, _log_expression)
         n_groups = None if self._finds_facet_clusters[j - 1] else self.module.mixtures[j].n_components
-        n_clusters = self.n_clusters or n_communities(points, seed=_seed())
-        found = crossed_groups(points, n_clusters, n_groups, seed=_seed())
+        n_clusters = self.n_clusters or n_communities(points, seed=start_seed())
+        found = crossed_groups(points, n_clusters, n_groups, seed=start_seed())
         self.crossing_[j] = found.ratio
         if found.ratio >= 1 and n_groups is None:
             return None

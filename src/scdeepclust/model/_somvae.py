@@ -63,9 +63,10 @@ from scdeepclust.train import (
     vote_regions,
 )
 
-from ._base_model import ClusteringModel, _seed
+from ._base_model import ClusteringModel
 from ._base_module import AutoencoderModule
 from ._map_results import MapResultsMixin
+from ._start import start_seed
 from ._transitions import TransitionsMixin
 
 # Shares of cells whose two nearest nodes are no neighbours, and of nodes without cells, that call for a warning.
@@ -336,7 +337,7 @@ class SOMVAE(TransitionsMixin, MapResultsMixin, ClusteringModel):
         if not grid.n_nodes:
             grid = Grid(*choose_grid(points, int(labels.max()) + 1))
         self.init_params_["non_kwargs"]["grid"] = tuple(grid)  # loading builds the module from these
-        codebook, node = lay_map(points, labels, grid, seed=_seed())
+        codebook, node = lay_map(points, labels, grid, seed=start_seed())
         regions = vote_regions(node, labels, codebook, grid)
         z = torch.as_tensor(self._latent(indices=cells), device=self.device)
         on_device = [torch.as_tensor(values, device=self.device) for values in (node, regions)]
