@@ -247,8 +247,13 @@ def mfcvae(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labe
     yield Labels("mfcvae:start", "given", np.asarray(model.initial_labels_), fit, timer)
 
 
-def fit_model(name: str, adata: AnnData, n_clusters: int | None, seed: int, **options: Any) -> tuple[Any, Timer]:
-    """A model of this package, at its defaults but for `options`, and what the fit cost."""
+def fit_model(
+    name: str | type, adata: AnnData, n_clusters: int | None, seed: int, *, train: dict | None = None, **options: Any
+) -> tuple[Any, Timer]:
+    """A model of this package (by name) or of this class, at its defaults but for `options` and those of `train`.
+
+    Second, what the fit cost.
+    """
     import scvi as scvi_tools
 
     import scdeepclust as sdc
@@ -256,11 +261,11 @@ def fit_model(name: str, adata: AnnData, n_clusters: int | None, seed: int, **op
     scvi_tools.settings.seed = seed
     one_thread()
     adata = adata.copy()  # setup_anndata writes into it
-    model_class = getattr(sdc.model, name)
+    model_class = getattr(sdc.model, name) if isinstance(name, str) else name
     model_class.setup_anndata(adata, layer="counts", batch_key=batch_key(adata))
     with Timer() as fit:
         model = model_class(adata, n_clusters=n_clusters, **options)
-        model.train(accelerator="cpu", enable_progress_bar=False)
+        model.train(accelerator="cpu", enable_progress_bar=False, **(train or {}))
     return model, fit
 
 

@@ -16,11 +16,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from _methods import DATASETS, fit_model, kmeans, load, one_thread  # first: it sets the number of threads
+from _methods import DATASETS, fit_model, load, one_thread  # first: it sets the number of threads
 
 # isort: split
 import numpy as np
 import pandas as pd
+from _courses import Result, chain, course
 from _page import markdown
 from anndata import AnnData
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -30,9 +31,6 @@ CSV = HERE / "results" / "maps.csv"
 PAGE = HERE.parent / "docs" / "benchmarks" / "maps.md"
 COLUMNS = ["part", "data", "method", "seed", "metric", "value"]
 SEEDS = range(5)
-
-Result = tuple[str, dict[str, float]]  # method, metrics
-
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
@@ -69,6 +67,19 @@ def real(data: str, seed: int) -> Iterator[Result]:
     yield "somvae", map_scores(model, truth)
 
 
+def assignment(data: str, seed: int) -> Iterator[Result]:
+    """The soft assignment of DPSOM beside the hard one; the hard one is measured by `real`."""
+    from _soft_map import VARIANTS
+
+    adata = load(data)
+    if adata is None:
+        return
+    truth = adata.obs["cell_type"].astype(str).to_numpy()
+    for name, model_class in VARIANTS.items():
+        model, _ = fit_model(model_class, adata, np.unique(truth).size, seed)
+        yield name, map_scores(model, truth)
+
+
 def digits(data: str, seed: int) -> Iterator[Result]:
     """1,797 images of 8 x 8 pixels with 17 grey levels, as counts; a map of 8 x 8 nodes."""
     from sklearn.datasets import load_digits
@@ -92,13 +103,24 @@ def mnist(data: str, seed: int) -> Iterator[Result]:
     yield "minisom", node_scores(truth, np.array([4 * row + column for row, column in map(som.winner, pixels / 255)]))
 
 
-# Pixels are no counts of sequenced molecules: no overdispersion, and 61 of them do not average out noise as 2,000 genes
-# do. Digits lie on curved sheets, where communities of a neighbour graph are closer to the classes than merged centres.
-IMAGES = {"gene_likelihood": "poisson", "input_noise": 0.5, "init": "leiden"}
+# Networks and weights as published, without noise and dropout: those are there for the technical noise of sequencing,
+# which pixels do not have. Grey levels as counts without overdispersion. Images of a class lie on curved sheets, for
+# which communities of a neighbour graph are made and centres are not.
+IMAGES = {
+    "n_latent": 64,
+    "n_hidden": 256,
+    "input_noise": 0.0,
+    "dropout_rate": 0.0,
+    "commitment_weight": 1.0,
+    "som_weight": 0.9,
+    "gene_likelihood": "poisson",
+    "init": "leiden",
+}
 
 
 def _images(pixels: np.ndarray, truth: np.ndarray, grid: tuple[int, int], seed: int) -> Iterator[Result]:
     import scvi
+    from sklearn.cluster import KMeans
 
     import scdeepclust as sdc
 
@@ -110,7 +132,7 @@ def _images(pixels: np.ndarray, truth: np.ndarray, grid: tuple[int, int], seed: 
     model = sdc.model.SOMVAE(adata, n_clusters=10, grid=grid, **IMAGES)
     model.train(accelerator="cpu", enable_progress_bar=False)
     yield "somvae", map_scores(model, truth)
-    yield "k-means", node_scores(truth, kmeans(pixels, grid[0] * grid[1], seed))
+    yield "k-means", node_scores(truth, KMeans(grid[0] * grid[1], n_init=10, random_state=seed).fit_predict(pixels))
 
 
 def paul15(data: str, seed: int) -> Iterator[Result]:
@@ -127,7 +149,7 @@ def paul15(data: str, seed: int) -> Iterator[Result]:
 
 
 def _lineage(adata: AnnData) -> np.ndarray:
-    """Names of the published clusters without their number: 1Ery to 6Ery are one lineage."""
+    """Names of the published clusters without their number, ten lineages: 1Ery to 6Ery are one, 7MEP is another."""
     return adata.obs["cell_type"].astype(str).str.replace(r"^\d+", "", regex=True).to_numpy()
 
 
@@ -161,117 +183,6 @@ def _same_lineage(model, nodes: np.ndarray, lineage: np.ndarray) -> float:
     return float(np.mean([winner[a] == winner[b] for a, b in both]))
 
 
-N_STATES = 6
-
-
-def course(data: str, seed: int) -> Iterator[Result]:
-    """A branching chain seen at five times through cells that are destroyed, with and without the times permuted."""
-    import scdeepclust as sdc
-
-    adata = sdc.datasets.simulate_counts(2000, 500, n_clusters=N_STATES, n_time_points=5, depth=500, seed=seed)
-    truth = adata.uns["simulation"]["transition_matrix"].to_numpy()
-    times = adata.obs["time"].to_numpy()
-    settings = {
-        "time": (times, {}),
-        "time, no smoothness": (times, {"smoothness_weight": 0.0}),
-        "permuted time": (np.random.default_rng(seed).permutation(times), {}),
-    }
-    for name, (used, options) in settings.items():
-        adata.obs["used_time"] = used
-        model = _fit_time(adata, seed, {"time_key": "used_time"}, options)
-        matrix = _in_true_order(model, adata)
-        states = adata.obs["cell_type"].to_numpy()
-        nodes = model.get_nodes()["node"].astype(str).to_numpy()
-        control = sdc.tl.time_control(model, n_permutations=10)
-        yield (
-            name,
-            {
-                "top_rows": _top_rows(matrix, truth),
-                "onward_rows": _onward_rows(matrix, truth),
-                "direction": control.loc["direction", "observed"],
-                "direction_permuted": control.loc["direction", "permuted_mean"],
-                "merged_ari": adjusted_rand_score(states, model.predict()),
-                "node_nmi": normalized_mutual_info_score(states, nodes),
-                "topographic_error": model.get_map_quality()["topographic_error"],
-            },
-        )
-
-
-def chain(data: str, seed: int) -> Iterator[Result]:
-    """The same chain through true sequences: how far the rows of the matrix are from the true ones."""
-    import scdeepclust as sdc
-
-    adata = sdc.datasets.simulate_counts(5000, 500, n_clusters=N_STATES, n_time_points=5, depth=500, seed=seed)
-    truth = adata.uns["simulation"]["transition_matrix"].to_numpy()
-    model = _fit_time(adata, seed, {"time_key": "time", "trajectory_key": "trajectory"}, {})
-    matrix = _in_true_order(model, adata)
-    codes = adata.obs["cell_type"].cat.codes.to_numpy()
-    counted = _true_counts(adata, codes)
-    yield (
-        "somvae",
-        {
-            "total_variation": float(np.nanmean(np.abs(matrix - truth).sum(axis=1) / 2)),
-            "merged_ari": adjusted_rand_score(codes, model.predict()),
-        },
-    )
-    yield "true states", {"total_variation": float(np.mean(np.abs(counted - truth).sum(axis=1) / 2))}
-
-
-def _fit_time(adata: AnnData, seed: int, keys: dict, options: dict):
-    import scvi
-
-    import scdeepclust as sdc
-
-    scvi.settings.seed = seed
-    one_thread()
-    sdc.model.SOMVAE.setup_anndata(adata, layer="counts", **keys)
-    model = sdc.model.SOMVAE(adata, n_clusters=N_STATES, **options)
-    model.train(accelerator="cpu", enable_progress_bar=False)
-    return model
-
-
-def _in_true_order(model, adata: AnnData) -> np.ndarray:
-    """Transition matrix of the clusters, matched one to one to the true states."""
-    from scipy.optimize import linear_sum_assignment
-
-    names = [str(k) for k in range(N_STATES)]
-    table = pd.crosstab(adata.obs["cell_type"], model.predict()).reindex(columns=names, fill_value=0).to_numpy()
-    _, cluster = linear_sum_assignment(-table)
-    return model.get_transition_matrix("cluster").to_numpy()[np.ix_(cluster, cluster)]
-
-
-def _top_rows(matrix: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the rows in which the m largest entries are just the m transitions that are possible."""
-    hits = [
-        set(np.argsort(-row)[: (true > 0).sum()]) == set(np.flatnonzero(true)) for row, true in _rows(matrix, truth)
-    ]
-    return float(np.mean(hits))
-
-
-def _onward_rows(matrix: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the states that are left in which the largest entry beside the diagonal is a true next state."""
-    hits = []
-    for state, (row, true) in enumerate(_rows(matrix, truth)):
-        if true[state] < 1:
-            row[state] = -1
-            hits.append(true[row.argmax()] > 0)
-    return float(np.mean(hits))
-
-
-def _rows(matrix: np.ndarray, truth: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    yield from zip(np.nan_to_num(matrix, nan=-1.0), truth, strict=True)
-
-
-def _true_counts(adata: AnnData, codes: np.ndarray) -> np.ndarray:
-    """Transition matrix counted from the true states of the same cells: what sampling alone leaves open."""
-    wide = adata.obs.assign(code=codes).pivot(index="trajectory", columns="time", values="code").to_numpy()
-    counts = np.full((N_STATES, N_STATES), 1 / N_STATES)
-    for now, later in zip(wide.T[:-1], wide.T[1:], strict=True):
-        known = np.isfinite(now) & np.isfinite(later)
-        np.add.at(counts, (now[known].astype(int), later[known].astype(int)), 1)
-    return counts / counts.sum(axis=1, keepdims=True)
-
-
 PARTS: dict[str, tuple[Callable[[str, int], Iterator[Result]], tuple[str, ...]]] = {
     "digits": (digits, ("digits",)),
     "mnist": (mnist, ("mnist",)),
@@ -279,39 +190,40 @@ PARTS: dict[str, tuple[Callable[[str, int], Iterator[Result]], tuple[str, ...]]]
     "course": (course, ("simulated",)),
     "chain": (chain, ("simulated",)),
     "real": (real, DATASETS),
+    "assignment": (assignment, ("kang_muscat", "mouse_bladder_2100", "paul15", "worm_neuron")),
 }
 
 
 # ---- running and writing ---------------------------------------------------------------------------------------------
 
 
-def read() -> pd.DataFrame:
-    if not CSV.exists():
+def read(path: Path) -> pd.DataFrame:
+    if not path.exists():
         return pd.DataFrame(columns=COLUMNS)
-    return pd.read_csv(CSV).drop_duplicates(COLUMNS[:-1], keep="last")
+    return pd.read_csv(path).drop_duplicates(COLUMNS[:-1], keep="last")
 
 
-def record(part: str, data: str, seed: int, results: list[Result]) -> None:
+def record(path: Path, part: str, data: str, seed: int, results: list[Result]) -> None:
     rows = [
         (part, data, method, seed, metric, round(float(value), 4))
         for method, metrics in results
         for metric, value in metrics.items()
     ]
-    CSV.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows, columns=COLUMNS).to_csv(CSV, mode="a", header=not CSV.exists(), index=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(path, mode="a", header=not path.exists(), index=False)
 
 
-def run(parts: list[str], seeds: list[int], again: bool) -> None:
+def run(path: Path, parts: list[str], seeds: list[int], again: bool) -> None:
     for part in parts:
         measure, datasets = PARTS[part]
         for seed in seeds:
             for data in datasets:
-                known = read()
+                known = read(path)
                 done = (known["part"] == part) & (known["data"] == data) & (known["seed"] == seed)
                 if done.any() and not again:
                     continue
                 results = list(measure(data, seed))
-                record(part, data, seed, results)
+                record(path, part, data, seed, results)
                 for method, metrics in results:
                     shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
                     print(f"{part:8s} {data:22s} seed {seed}  {method}: {shown}", flush=True)
@@ -342,10 +254,16 @@ Everything at its default, the number of clusters given. `merged ari` is that of
 `node ari` those of the nodes. `topographic error` is the share of cells whose two nearest nodes are not among each
 other's eight neighbours; `dead nodes` have no cells; the `quantisation error`
 is in units of the spread of all cells.""",
+    "assignment": """## Hard or soft assignment
+
+SOMVAE draws each cell to the node it was laid on. DPSOM (`benchmarks/_soft_map.py`) gives each cell to all nodes by a
+Student-t kernel and sharpens that. Pretraining and the map that is laid before are the same; the two soft ones differ
+in whether a fifth of the target is the node a cell was laid on. Weights as published, in our units.""",
     "digits": """## Digits, 8 x 8 nodes
 
-1,797 images with 17 grey levels as counts, 10 clusters; Poisson likelihood, input noise 0.5, start from Leiden
-communities. k-means has as many centres as the map has nodes.""",
+1,797 images with 17 grey levels as counts, 10 clusters. Networks and weights as published (64 latent and 256 hidden
+units, no noise, no dropout, weights 1 and 0.9), Poisson likelihood, start from Leiden communities. k-means has as many
+centres as the map has nodes.""",
     "mnist": """## MNIST, 4 x 4 nodes
 
 5,000 images as counts, set up as the digits; k-means and minisom with 16 centres or nodes on the same pixels.""",
@@ -353,7 +271,7 @@ communities. k-means has as many centres as the map has nodes.""",
 
 `axis spearman`: correlation of place and published stage on the shortest path over the map from
 megakaryocyte-erythroid progenitors to the last erythroid cluster. `same lineage`: share of the sides between two nodes
-whose most frequent lineages agree.""",
+whose most frequent lineages agree, of the ten that the names of the published clusters tell apart.""",
     "course": """## A time course with destructive sampling
 
 2,000 simulated cells of six states at five times; each is seen once, so optimal transport says what follows what.
@@ -362,23 +280,38 @@ whose most frequent lineages agree.""",
 state. `direction`: net flow over all flow between clusters, for the times used and (mean of 10) for these permuted.""",
     "chain": """## True sequences of the same chain
 
-1,000 sequences of five cells. `total variation`: mean over rows of the distance between matrix and truth; `true states`
-counts transitions between the states the cells were simulated from, so that only sampling error is left.""",
+1,000 sequences of five cells. `total variation`: mean over rows of the distance between the matrix of the clusters and
+the truth, clusters matched to states one to one, so that a cluster of two states counts as wrong; `of nodes`: that of
+the matrix of the nodes, each named after the state that most of its cells are of. `true states` counts transitions
+between the states the cells were simulated from, so that only sampling error is left.""",
 }
 
 
-def write_page(rows: pd.DataFrame) -> None:
+def assignment_tables(rows: pd.DataFrame, soft: pd.DataFrame) -> Iterator[str]:
+    """One table a data set, of the seeds that were measured with both assignments."""
+    for data, own in soft.groupby("data", sort=False):
+        hard = rows[(rows["part"] == "real") & (rows["data"] == data) & rows["seed"].isin(own["seed"])]
+        yield f"**{data}**"
+        yield table(pd.concat([hard.assign(method="hard"), own]), "method")
+
+
+def write_page(rows: pd.DataFrame, page: Path) -> None:
     sections = []
-    for part in ("real", "digits", "mnist", "paul15", "course", "chain"):
+    for part in ("real", "assignment", "digits", "mnist", "paul15", "course", "chain"):
         own = rows[rows["part"] == part]
-        if len(own):
-            sections += [TEXT[part], table(own, "data" if part == "real" else "method")]
+        if not len(own):
+            continue
+        sections.append(TEXT[part])
+        if part == "assignment":
+            sections += assignment_tables(rows, own)
+        else:
+            sections.append(table(own, "data" if part == "real" else "method"))
     head = """# Maps
 
 Written by `benchmarks/maps.py`; do not edit. Every number is in `benchmarks/results/maps.csv`. Mean ± standard
 deviation over the seeds, one thread."""
-    PAGE.write_text("\n\n".join([head, *sections]) + "\n")
-    print(f"wrote {PAGE}")
+    page.write_text("\n\n".join([head, *sections]) + "\n")
+    print(f"wrote {page}")
 
 
 def main() -> None:
@@ -386,12 +319,14 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--again", action="store_true", help="measure anew; the newest row counts")
+    parser.add_argument("--out", type=Path, default=CSV, help="the CSV to extend")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown page to write")
     parser.add_argument("--table", action="store_true", help="only rewrite the page")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if not arguments.table:
-        run(arguments.parts, arguments.seeds, arguments.again)
-    write_page(read())
+        run(arguments.out, arguments.parts, arguments.seeds, arguments.again)
+    write_page(read(arguments.out), arguments.page)
 
 
 if __name__ == "__main__":

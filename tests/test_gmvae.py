@@ -12,7 +12,7 @@ from scvi.module.base import BaseModuleClass
 import scdeepclust as sdc
 from scdeepclust.model import GMVAE
 from scdeepclust.model._gmvae_module import GMVAEModule
-from scdeepclust.nn import counts_from_dense
+from scdeepclust.nn import StyleOffsets, counts_from_dense
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 N_GENES, N_CELLS, N_LATENT, K = 12, 9, 3, 4
@@ -178,6 +178,48 @@ def test_permuting_the_cells_of_a_minibatch_permutes_the_outputs(n_w):
     for before, after in zip(*outputs, strict=True):
         torch.testing.assert_close(before[order], after)
     assert not torch.allclose(outputs[0][0][order], outputs[0][0])  # cells differ, so the test can fail
+
+
+def test_the_reshape_of_the_published_code_mixes_cells_up(monkeypatch):
+    """What the test above is for: heads (B, K * 2D) read as (K, B, 2D) give a cell the components of other cells."""
+
+    def published(style, w):
+        n_components, n_out, n_hidden = style.offsets.shape
+        flat = style.hidden(w) @ style.offsets.view(-1, n_hidden).T
+        means, log_var = flat.reshape(n_components, len(w), n_out).chunk(2, dim=-1)
+        return means.transpose(0, 1), log_var.transpose(0, 1)
+
+    monkeypatch.setattr(StyleOffsets, "forward", published)
+    with pytest.raises(AssertionError, match="not close"):
+        test_permuting_the_cells_of_a_minibatch_permutes_the_outputs(n_w=2)
+
+
+@pytest.mark.parametrize("anchor", [0.0, 0.8])
+def test_a_start_label_is_a_measurement_of_the_component(anchor):
+    module = small_module(anchor=anchor).train()
+    tensors = minibatch(3) | {"cell_index": torch.tensor([2, 0, 1])}
+    q, generative, free = module(tensors)
+    module.start_labels = torch.tensor([3, -1, 1])
+    anchored = module.loss(tensors, q, generative)
+    z, means = q["z"].detach().numpy(), module.mixture.means.detach().numpy()
+    sd = module.mixture.log_var.detach().exp().sqrt().numpy()
+    log_joint = np.log(softmax([0.0, 0.5, -1.0, 0.2])) + stats.norm.logpdf(z[:, None], means, sd).sum(2)
+    posterior = softmax(log_joint, axis=1)
+    expected = np.zeros(3)  # the third cell, number 1, was held out and has no label
+    for i, s in ((0, 1), (1, 3)):
+        p_of_label = [anchor * (k == s) + (1 - anchor) / K for k in range(K)]
+        expected[i] = -np.log(posterior[i] @ p_of_label) if anchor else 0.0
+    change = sum(anchored.kl_local.values()) - sum(free.kl_local.values())
+    np.testing.assert_allclose(change.detach(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_anchor_is_lifted_after_training_and_checked(adata):
+    GMVAE.setup_anndata(adata)
+    with pytest.raises(ValueError, match="`anchor` must be at least 0 and less than 1, found 1"):
+        GMVAE(adata, n_clusters=4, anchor=1.0)
+    model = GMVAE(adata, n_clusters=4, init=adata.obs["cell_type"])
+    model.train(pretrain_epochs=1, max_epochs=1, train_size=0.8, **QUIET)
+    assert model.module.start_labels is None
 
 
 def test_components_depend_on_the_w_of_their_own_cell():

@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 import scdeepclust as sdc
 from scdeepclust.model import IDC
-from scdeepclust.model._idc import SIGMA
+from scdeepclust.model._idc_module import SIGMA
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -84,6 +84,30 @@ def test_the_label_depends_on_the_gates_that_are_open(trained):
     assert curves["insertion_gates"].item() > curves["insertion_random"].item()
 
 
+def test_a_share_of_the_genes_of_each_cell_is_removed(trained):
+    """Restated cell by cell."""
+    model, adata = trained
+    curves = sdc.tl.gate_curves(model, [0.1, 0.25, 3], max_cells=adata.n_obs)
+    assert list(curves.index) == [0.1, 0.25, 3]
+    outputs = [model._encode(tensors) for tensors in model._minibatches()]
+    u = torch.cat([output["u"] for output in outputs]).numpy()
+    moved = u * torch.cat([output["gate_means"] for output in outputs]).clamp(0, 1).numpy()
+    n_expressed = (adata.layers["counts"] > 0).sum(axis=1)
+    labels = model.predict().astype(int)
+    module, tensors = model.module, next(iter(model._minibatches(batch_size=adata.n_obs)))
+    for share in (0.1, 0.25):
+        less = u.copy()
+        for i, n in enumerate(np.asarray(n_expressed).ravel()):
+            less[i, np.argsort(-moved[i])[: max(1, round(share * n))]] = 0
+        with torch.inference_mode():
+            covariates = module.covariates(tensors)
+            changed = module.log_assignments(module.codes(torch.as_tensor(less), covariates), covariates).argmax(1)
+        assert curves.loc[share, "deletion_gates"] == pytest.approx((changed.numpy() != labels).mean(), abs=0.004)
+    for bad in ([], [0], [-0.5, 3]):
+        with pytest.raises(ValueError, match="n_genes.*positive"):
+            sdc.tl.gate_curves(model, bad)
+
+
 def test_closed_genes_have_no_say(trained):
     """Behind closed gates anything may stand: the latent code is the same."""
     model, _ = trained
@@ -140,6 +164,21 @@ def test_the_loss_of_each_phase_restated(trained):
     log_p = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
     labels = model._probabilities(indices=np.arange(32)).argmax(axis=1)
     np.testing.assert_allclose(cluster.loss.item(), -log_p[np.arange(32), labels].mean(), rtol=1e-3, atol=1e-5)
+
+
+def test_clusters_are_looked_for_in_open_genes_and_in_all_genes_side_by_side(trained):
+    model, adata = trained
+    cells = np.arange(adata.n_obs)
+    blocks = np.split(model._start_points(cells), 2, axis=1)
+    assert model.module.uses_gates
+    gated = model._denoised_points(cells)
+    model.module.uses_gates = False
+    ungated = model._denoised_points(cells)
+    model.module.uses_gates = True
+    assert np.abs(gated - ungated).max() > 0.01
+    for block, points in zip(blocks, (gated, ungated), strict=True):
+        centred = points - points.mean(axis=0)
+        np.testing.assert_allclose(block, centred / (centred**2).sum(axis=1).mean() ** 0.5, atol=1e-4)
 
 
 def test_the_offset_stays_once_the_gates_are_learnt(adata):

@@ -65,6 +65,20 @@ def test_no_number_means_leiden():
     assert adjusted_rand_score(truth, initial_labels(points, "merge", None)) > 0.5
 
 
+def test_leiden_joins_communities_where_no_resolution_gives_their_number(monkeypatch):
+    points, truth = blobs([100, 80, 60, 60])
+    # blobs 2 and 3 are always split together: there are two communities, or four
+    points[truth == 3] = points[truth == 2].mean(axis=0) + 0.3 * (points[truth == 3] - points[truth == 3].mean(axis=0))
+    points[truth == 3, 0] += 4
+    monkeypatch.setattr(
+        init_module, "_leiden", lambda graph, resolution, seed: truth if resolution > 0.3 else (truth > 1).astype(int)
+    )
+    labels = init_module.leiden_labels(points, n_clusters=3)
+    np.testing.assert_array_equal(np.unique(labels), [0, 1, 2])
+    expected = np.minimum(truth, 2)
+    assert adjusted_rand_score(expected, labels) == 1
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 12), st.integers(1, 8), st.integers(0, 1000))
 def test_merging_keeps_the_total_mean_and_removes_the_cheapest_pair(n_centers, n_keep, seed):

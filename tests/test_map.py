@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 
 from scdeepclust.nn import Grid, node_distances, topographic_error
 from scdeepclust.train import choose_grid, fill_dead_nodes, lay_map, nearest, vote_regions
-from scdeepclust.train._map import batch_som
+from scdeepclust.train._map import batch_som, with_means
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_grid_follows_the_number_of_cells_and_the_shape_of_the_data(sheet):
     points, _ = sheet
     n_rows, n_columns = choose_grid(points, 5)
     assert n_columns / n_rows == pytest.approx(2, abs=0.4)
-    assert n_rows * n_columns == pytest.approx(1500 / 20, rel=0.15)
+    assert n_rows * n_columns == pytest.approx(1500 / 10, rel=0.15)
     assert np.prod(choose_grid(points[:60], 8)) >= 0.9 * 24  # three nodes a cluster
     assert np.prod(choose_grid(points[:4], 2)) <= 6
     many = np.random.default_rng(0).normal(size=(50_000, 5))
@@ -78,12 +78,12 @@ def test_regions_follow_the_votes_and_are_connected():
     points = np.concatenate([rng.normal(c, 0.3, (200, 3)) for c in np.eye(3) * 4])
     labels = np.repeat([0, 1, 2], 200)
     grid = Grid(5, 6)
-    codebook, node = lay_map(points, grid)
+    codebook, node = lay_map(points, labels, grid)
     cluster = vote_regions(node, labels, codebook, grid)
     assert (cluster[node] == labels).mean() > 0.99
     for k in range(3):
         own = np.flatnonzero(cluster == k)
-        assert connected_components(grid.adjacency().numpy()[np.ix_(own, own)])[0] == 1
+        assert connected_components(grid.adjacency(diagonal=True).numpy()[np.ix_(own, own)])[0] == 1
 
 
 def test_a_part_that_lies_apart_joins_the_region_around_it():
@@ -92,6 +92,70 @@ def test_a_part_that_lies_apart_joins_the_region_around_it():
     node = np.array([0] * 9 + [1] * 9 + [2] * 5 + [3] * 9 + [4] * 3)
     labels = np.array([0] * 9 + [0] * 9 + [1] * 5 + [1] * 9 + [0] * 3)  # label 0 also on node 4
     np.testing.assert_array_equal(vote_regions(node, labels, codebook, grid), [0, 0, 1, 1, 1])
+
+
+def test_regions_may_meet_at_a_corner():
+    labels = np.repeat([0, 1, 1, 0], 5)
+    node = np.repeat([0, 1, 2, 3], 5)
+    np.testing.assert_array_equal(vote_regions(node, labels, np.eye(4), Grid(2, 2)), [0, 1, 1, 0])
+
+
+def test_a_large_part_stays_a_cluster_where_two_others_are_closer():
+    grid = Grid(1, 4)
+    codebook = np.array([[0.0], [5.0], [5.5], [10.0]])
+    node, labels = np.repeat([0, 1, 2, 3], 20), np.repeat([0, 1, 2, 0], 20)  # label 0 lies at both ends
+    cluster = vote_regions(node, labels, codebook, grid)
+    assert cluster[1] == cluster[2]
+    assert len(np.unique(cluster)) == 3
+    assert cluster[0] == 0
+
+
+def test_attached_means_spread_as_the_points_do_within_clusters():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 500)
+    points = rng.normal(size=(500, 4)) * 3 + np.eye(3, 4)[labels] * [1, 2, 5, 0]
+    attached = with_means(points, labels)
+    np.testing.assert_array_equal(attached[:, :4], points)
+    means = np.stack([points[labels == k].mean(axis=0) for k in range(3)])
+    within = np.mean([np.square(p - means[k]).sum() for p, k in zip(points, labels, strict=True)])
+    np.testing.assert_allclose(attached[:, 4:].var(axis=0).sum(), within)
+    direction = (means - points.mean(axis=0))[labels]
+    cosine = (direction * attached[:, 4:]).sum(1) / np.linalg.norm(direction, axis=1)
+    np.testing.assert_allclose(cosine, np.linalg.norm(attached[:, 4:], axis=1))
+    np.testing.assert_array_equal(with_means(points, np.zeros(500, dtype=int))[:, 4:], 0)
+
+
+def test_points_of_a_cluster_stay_together_on_the_map(monkeypatch):
+    """The labels split a direction that a map of two dimensions has no room for."""
+    from scdeepclust.train import _map
+
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-1, 1, (1000, 3)) * [3, 2, 1]
+    labels = (points[:, 2] > 0).astype(int)
+    grid = Grid(6, 9)
+
+    def purity():
+        codebook, node = lay_map(points, labels, grid)
+        assert codebook.shape == (54, 3)
+        votes = np.zeros((54, 2))
+        np.add.at(votes, (node, labels), 1)
+        return votes.max(axis=1).sum() / len(points)
+
+    with_labels = purity()
+    monkeypatch.setattr(_map, "with_means", lambda points, labels: points)
+    assert with_labels > purity() + 0.05
+
+
+def test_many_points_are_laid_by_a_sample(monkeypatch, sheet):
+    from scdeepclust.train import _init
+
+    monkeypatch.setattr(_init, "MAX_POINTS", 300)
+    points, _ = sheet
+    grid = Grid(4, 8)
+    codebook, node = lay_map(points, np.zeros(len(points), dtype=int), grid)
+    distances = node_distances(torch.tensor(points), torch.tensor(codebook))
+    assert topographic_error(distances, grid.adjacency(diagonal=True)) < 0.1
+    np.testing.assert_array_equal(node, distances.argmin(1).numpy())
 
 
 def test_a_node_without_cells_joins_the_closer_side():

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scvi
 import torch
+from sklearn.datasets import load_digits
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import scdeepclust as sdc
@@ -154,8 +155,12 @@ def test_the_loss_is_the_bound_plus_the_penalty_and_the_start_groups(crossed):
         module.guides[1][:16] = -1  # without a group: no part
         guided = module.loss(tensors, outputs, generated)
         log_r = module.log_responsibilities(outputs, 1)
-        module.guides = {}
+        module.guides, module.anchor = {0: module.guides[1]}, 3.0
+        anchored = module.loss(tensors, outputs, generated)
+        log_r0 = module.log_responsibilities(outputs, 0)
+        module.guides, module.anchor = {}, 0.0
         torch.testing.assert_close(guided.loss - plain.loss, -10 * log_r[16:, 0].sum() / 32, rtol=1e-3, atol=1e-2)
+        torch.testing.assert_close(anchored.loss - plain.loss, -3 * log_r0[16:, 0].sum() / 32, rtol=1e-3, atol=1e-2)
 
 
 def test_facets_are_written_back_and_survive_h5ad(crossed, tmp_path):
@@ -248,6 +253,48 @@ def test_bad_arguments_are_named(adata, arguments, message):
     MFCVAE.setup_anndata(adata)
     with pytest.raises(ValueError, match=message):
         MFCVAE(adata, n_clusters=4, **arguments)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The first 500 images of 8 x 8 pixels with 17 grey levels."""
+    pixels, truth = load_digits(return_X_y=True)
+    return anndata.AnnData(pixels[:500].astype(np.float32), obs=pd.DataFrame({"digit": truth[:500].astype(str)}))
+
+
+def test_grey_values_are_proportions_of_the_largest(digits):
+    adata = digits.copy()
+    MFCVAE.setup_anndata(adata)
+    model = MFCVAE(adata, n_clusters=5, n_facets=1, gene_likelihood="beta_binomial")
+    model.train(pretrain_epochs=40, max_epochs=1, **QUIET)
+    tensors, outputs = outputs_of(model, 500)
+    proportions = digits.X / 16
+    expected = (proportions - proportions.mean(axis=0)) / np.sqrt(proportions.var(axis=0).mean())
+    u = model.module.network_input(outputs["counts"], outputs["log_library"])
+    np.testing.assert_allclose(u, expected, rtol=1e-3, atol=1e-4)
+    decoded = model.get_normalized_expression()
+    assert np.corrcoef(decoded.mean(), proportions.mean(axis=0))[0, 1] > 0.95
+    drawn = model.sample(2000).to_numpy()
+    assert set(np.unique(drawn)) <= set(range(17))
+    assert abs(drawn.mean() / digits.X.mean() - 1) < 0.15
+    brighter = adata.copy()
+    brighter.X = brighter.X * 2  # larger than any value seen
+    counts = model.module._get_inference_input(next(iter(model._minibatches(brighter))))["counts"]
+    outputs = model.module.inference(counts, None)
+    heads = model.module.generative(outputs["z"], outputs["log_library"], None)["heads"]
+    assert model.module.log_likelihood(counts, heads, outputs["log_library"]).isfinite().all()
+
+
+def test_an_anchor_keeps_cells_in_their_start_clusters(digits):
+    kept = {}
+    for anchor in (0.0, 10.0):
+        adata = digits.copy()
+        MFCVAE.setup_anndata(adata)
+        options = {"gene_likelihood": "beta_binomial", "init": "leiden", "n_facets": 1, "input_noise": 0.0}
+        model = MFCVAE(adata, n_clusters=10, anchor=anchor, **options)
+        model.train(pretrain_epochs=30, max_epochs=30, **QUIET)
+        kept[anchor] = adjusted_rand_score(model.initial_labels_, model.predict())
+    assert kept[10.0] > 0.97 > kept[0.0]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from scipy import stats
 from scdeepclust.nn import (
     Counts,
     _sparse_nb,
+    beta_binomial_log_likelihood,
     counts_from_csr,
     counts_from_dense,
     gaussian_log_likelihood,
@@ -242,6 +243,24 @@ def test_gaussian_is_that_of_scipy():
     y, mean, log_var = (torch.randn(*shape, generator=generator) for shape in [(5, 7), (3, 5, 7), (7,)])
     expected = stats.norm(mean.numpy(), np.exp(log_var.numpy() / 2)).logpdf(y.numpy()).sum(-1)
     np.testing.assert_allclose(gaussian_log_likelihood(y, mean, log_var), expected, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("n_trials", [1, 16, 255])
+def test_beta_binomial_is_that_of_scipy_and_learns_at_the_bounds(n_trials):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, n_trials + 1, (6, 7))
+    scores = torch.tensor(rng.normal(0, 3, (2, 6, 7)), dtype=torch.float32)
+    log_theta = torch.tensor(rng.normal(0, 2, 7), dtype=torch.float32)
+    counts, n = counts_from_dense(torch.tensor(x, dtype=torch.float32)), torch.tensor(float(n_trials))
+    p, theta = scores.double().sigmoid().numpy(), log_theta.double().exp().numpy()
+    expected = stats.betabinom.logpmf(x, n_trials, theta * p, theta * (1 - p)).sum(-1)
+    np.testing.assert_allclose(beta_binomial_log_likelihood(counts, scores, n, log_theta), expected, rtol=1e-4)
+    if n_trials == 1:
+        np.testing.assert_allclose(stats.bernoulli.logpmf(x, p).sum(-1), expected, rtol=1e-6)
+    extreme = torch.tensor([[-200.0, 200.0]], requires_grad=True)  # as wrong as can be
+    wrong = counts_from_dense(torch.tensor([[n_trials, 0.0]]))
+    beta_binomial_log_likelihood(wrong, extreme, n, torch.zeros(2)).sum().backward()
+    assert extreme.grad.isfinite().all()
 
 
 def test_large_theta_tends_to_poisson():

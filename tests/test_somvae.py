@@ -143,7 +143,7 @@ def test_the_map_is_ordered_has_no_dead_nodes_and_its_clusters_are_connected(ada
     assert quality["topographic_error"] < 0.15
     assert quality["dead_nodes"] < 0.1
     assert adjusted_rand_score(adata.obs["cell_type"], model.predict()) > 0.9
-    touches, cluster = model.module.grid.adjacency().numpy(), model.module.node_cluster.numpy()
+    touches, cluster = model.module.grid.adjacency(diagonal=True).numpy(), model.module.node_cluster.numpy()
     for k in range(4):
         own = np.flatnonzero(cluster == k)
         assert connected_components(touches[np.ix_(own, own)])[0] == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -29,9 +29,6 @@ from scdeepclust.train import (
     Initialiser,
     Minibatch,
     PhasedTrainingMixin,
-    given_labels,
-    initial_labels,
-    one_thread,
     to_device,
 )
 
@@ -44,22 +41,18 @@ from ._checks import (
     check_obs_keys,
     gene_statistics,
     match_genes,
+    proportion_statistics,
 )
 from ._query import QueryMappingMixin
+from ._start import StartLabelsMixin
 
 Indices = Sequence[int] | np.ndarray | None
 
 # Cells per minibatch where nothing is learnt: large enough for fast matrix products, small enough for memory.
 INFERENCE_BATCH = 1024
 
-# Principal components of denoised expression that start labels are looked for in.
-N_START_COMPONENTS = 20
 
-# Largest dense block (cells x genes) from which those components are computed: 80 MB.
-MAX_DENSE_ENTRIES = 20_000_000
-
-
-class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseModelClass):
+class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, StartLabelsMixin, RNASeqMixin, BaseModelClass):
     """Base of all models: counts in an AnnData object in, clusters out.
 
     A model sets ``_module_cls`` and writes ``_phases`` and whatever getters are its own. Its module offers
@@ -200,10 +193,14 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseM
         """Statistics of the training data; a model that has them (loaded, or a mapped query) keeps them."""
         if self.module.knows_data:
             return
-        mean, sd, median_total = gene_statistics(self.adata, self.registry_["setup_args"]["layer"], TARGET_TOTAL)
+        layer = self.registry_["setup_args"]["layer"]
+        mean, sd, median_total = gene_statistics(self.adata, layer, TARGET_TOTAL)
+        n_trials = 1.0
+        if self.module.gene_likelihood == "beta_binomial":
+            mean, sd, n_trials = proportion_statistics(self.adata, layer)
         batch = self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)
         frequencies = np.bincount(np.asarray(batch).ravel(), minlength=self.summary_stats.n_batch) / len(batch)
-        self.module.set_data_statistics(mean, sd, median_total, frequencies)
+        self.module.set_data_statistics(mean, sd, median_total, frequencies, n_trials)
 
     def _minibatches(
         self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
@@ -221,54 +218,6 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseM
         """Outputs of ``module.inference`` for one minibatch, without noise."""
         self.module.eval()
         return self.module.inference(**self.module._get_inference_input(tensors))
-
-    # -- start of the clusters ----------------------------------------------------------------------------------------
-
-    def _start_labels(self, cells: np.ndarray, points: np.ndarray | None = None) -> np.ndarray:
-        """Labels (n,) int64 for the clustering phase to start from, largest cluster first.
-
-        ``points`` are the denoised points of these cells where the caller has them already.
-        """
-        n_clusters = self.n_clusters or None
-        if isinstance(self._init, str):
-            points = self._denoised_points(cells) if points is None else points
-            labels = initial_labels(points, self._init, n_clusters, n_init=self._n_init, seed=_seed())
-        else:
-            labels = given_labels(self._init, self.adata.n_obs, n_clusters)[cells]
-        order = np.argsort(-np.bincount(labels), kind="stable")
-        labels = np.argsort(order)[labels]
-        self.initial_labels_ = labels.astype(str)
-        self._keep_n_clusters(len(order))
-        return labels
-
-    def _keep_n_clusters(self, n_clusters: int) -> None:
-        """Loading builds the module from the arguments of the constructor: let them have the number that was found."""
-        self.init_params_["non_kwargs"]["n_clusters"] = n_clusters
-
-    def _denoised_points(
-        self, cells: np.ndarray, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
-    ) -> np.ndarray:
-        """Principal components of denoised expression, (n, P), where distances are Hellinger distances.
-
-        Distances there weigh genes as the data do; in the latent space, dimensions that carry noise are about as wide
-        as those that carry cell types. ``transform`` is applied to the square roots of the expected shares first.
-        """
-        from sklearn.decomposition import PCA
-
-        # the components come from a bounded number of cells, so that no cells x genes matrix is ever dense
-        n_sample = min(len(cells), max(1000, MAX_DENSE_ENTRIES // self.module.n_input))
-        sample = np.sort(np.random.default_rng(_seed()).choice(cells, n_sample, replace=False))
-        n_components = min(N_START_COMPONENTS, n_sample - 1, self.module.n_input)
-        with one_thread():
-            pca = PCA(n_components, svd_solver="randomized", random_state=_seed())
-            pca.fit(np.concatenate([transform(block) for block in self._denoised_blocks(sample)]))
-        return np.concatenate([pca.transform(transform(block)) for block in self._denoised_blocks(cells)])
-
-    @torch.inference_mode()
-    def _denoised_blocks(self, cells: np.ndarray) -> Iterator[np.ndarray]:
-        for tensors in self._minibatches(indices=cells):
-            z = self._encode(tensors)["z_mean"]
-            yield self.module.denoised_expression(z, self.module.covariates(tensors)).cpu().numpy()
 
     # -- clusters -----------------------------------------------------------------------------------------------------
 
@@ -438,11 +387,6 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseM
             "versions": package_versions(),
             "final": {name: float(frame.iloc[-1, 0]) for name, frame in (self.history_ or {}).items() if len(frame)},
         }
-
-
-def _seed() -> int:
-    """The seed of scvi-tools, or 0: start labels are the same in each process of a distributed fit."""
-    return settings.seed or 0
 
 
 def _storable(value: Any) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from scvi.distributions import BetaBinomial, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from scvi.distributions import Normal as ScviNormal
 from scvi.module.base import BaseModuleClass
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from scdeepclust.nn import (
     Covariates,
     Dispersion,
     GeneLikelihood,
+    beta_binomial_log_likelihood,
     counts_from_csr,
     counts_from_dense,
     gaussian_log_likelihood,
@@ -120,6 +122,7 @@ class ClusteringModule(BaseModuleClass):
         self.register_buffer("gene_sd", torch.ones(n_input))
         self.register_buffer("median_total", torch.zeros(()))  # 0: statistics are not known yet
         self.register_buffer("batch_frequencies", torch.zeros(n_batch))
+        self.register_buffer("n_trials", torch.ones(()))  # of the "beta_binomial" likelihood: the largest value
 
     # -- data -> network input ----------------------------------------------------------------------------------------
 
@@ -129,13 +132,19 @@ class ClusteringModule(BaseModuleClass):
         return bool(self.median_total > 0)
 
     def set_data_statistics(
-        self, gene_mean: np.ndarray, gene_sd: np.ndarray, median_total: float, batch_frequencies: np.ndarray
+        self,
+        gene_mean: np.ndarray,
+        gene_sd: np.ndarray,
+        median_total: float,
+        batch_frequencies: np.ndarray,
+        n_trials: float = 1.0,
     ) -> None:
-        """Keep the statistics of the training data: mean and sd of the log-normalised genes, median total, batches."""
+        """Keep the statistics of the training data: mean and sd of the input of each gene, median total, batches."""
         self.gene_mean.copy_(torch.as_tensor(gene_mean))
         self.gene_sd.copy_(torch.as_tensor(gene_sd))
         self.median_total.fill_(float(median_total))
         self.batch_frequencies.copy_(torch.as_tensor(batch_frequencies))
+        self.n_trials.fill_(float(n_trials))
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict:
         return {
@@ -160,7 +169,10 @@ class ClusteringModule(BaseModuleClass):
         return (size_factor.squeeze(-1) * self.median_total).log()
 
     def network_input(self, counts: Counts, log_library: Tensor) -> Tensor:
-        """Standardised log1p of size-normalised counts, (B, G), bounded to +-10."""
+        """Standardised log1p of size-normalised counts, (B, G), bounded to +-10; proportions for "beta_binomial"."""
+        if self.gene_likelihood == "beta_binomial":
+            u = (counts.to_dense() / self.n_trials - self.gene_mean) / self.gene_sd
+            return u.clamp_(-INPUT_BOUND, INPUT_BOUND)
         scale = TARGET_TOTAL * (-log_library).exp()  # (B,)
         # only non-zero counts need log1p; a zero count has the same value in every cell
         u = (-self.gene_mean / self.gene_sd).repeat(counts.n_cells, 1)
@@ -234,6 +246,8 @@ class ClusteringModule(BaseModuleClass):
     def _share(self, scores: Tensor) -> Tensor:
         if self.gene_likelihood == "normal":  # scores are log-normalised expression
             return nn.functional.normalize(torch.expm1(scores.clamp_min(0)), p=1, dim=-1)
+        if self.gene_likelihood == "beta_binomial":  # not a share of a total, but a probability
+            return torch.sigmoid(scores)
         return torch.softmax(scores, dim=-1)
 
     def log_likelihood(self, counts: Counts, heads: CountHeads, log_library: Tensor) -> Tensor:
@@ -244,6 +258,9 @@ class ClusteringModule(BaseModuleClass):
             return zinb_log_likelihood(counts, heads.scores, log_library, heads.log_theta, heads.dropout_logits)
         if self.gene_likelihood == "poisson":
             return poisson_log_likelihood(counts, heads.scores, log_library)
+        if self.gene_likelihood == "beta_binomial":
+            within = counts._replace(value=counts.value.clamp_max(self.n_trials))  # new cells may have larger values
+            return beta_binomial_log_likelihood(within, heads.scores, self.n_trials, heads.log_theta)
         return gaussian_log_likelihood(self.log_normalised(counts, log_library), heads.scores, heads.log_theta)
 
     def log_normalised(self, counts: Counts, log_library: Tensor) -> Tensor:
@@ -255,6 +272,8 @@ class ClusteringModule(BaseModuleClass):
 
     def distribution(self, heads: CountHeads, log_library: Tensor):
         """The likelihood as a distribution of scvi-tools, for sampling and for normalised expression."""
+        if self.gene_likelihood == "beta_binomial":
+            return _BetaBinomialCounts(heads, self.n_trials)
         share = torch.softmax(heads.scores, dim=-1)
         mu = log_library.exp().unsqueeze(-1) * share
         if heads.log_theta is None:
@@ -309,6 +328,18 @@ class AutoencoderModule(ClusteringModule):
         z = self.z_head(self.encode(u, covariates))
         self.encoder.train(training)
         return z
+
+
+class _BetaBinomialCounts(BetaBinomial):
+    """What scvi-tools asks of a likelihood, which its beta-binomial does not have: the scale, a probability here."""
+
+    def __init__(self, heads: CountHeads, n_trials: Tensor):
+        self.scale = torch.sigmoid(heads.scores)
+        theta = cast(Tensor, heads.log_theta).exp()
+        super().__init__(n_trials, theta * self.scale, theta * (1 - self.scale))
+
+    def get_normalized(self, key: str) -> Tensor:
+        return self.mean if key == "mu" else self.scale
 
 
 def _counts(x: Counts | Tensor) -> Counts:

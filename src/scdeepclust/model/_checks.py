@@ -177,3 +177,18 @@ def gene_statistics(adata: AnnData, layer: str | None, target_total: float) -> t
     sd = np.sqrt(np.maximum(squares / len(totals) - mean**2, 0))
     # a gene without variance carries nothing; an sd of 1 leaves its input at 0
     return mean, np.where(sd > 0, sd, 1.0), median_total
+
+
+def proportion_statistics(adata: AnnData, layer: str | None) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mean proportion of the largest value for each gene, one sd for all of them, and the largest value.
+
+    Proportions are on one scale already; a sd for each gene would make the rarest ones the largest.
+    """
+    sums, squares, largest = np.zeros(adata.n_vars), 0.0, 0.0
+    for block in row_blocks(adata, layer):
+        sums += np.bincount(block.indices, weights=block.data, minlength=adata.n_vars)
+        squares += float(np.square(block.data, dtype=np.float64).sum())
+        largest = max(largest, float(block.data.max(initial=0)))
+    mean = sums / adata.n_obs / largest
+    variance = squares / largest**2 / adata.n_obs / adata.n_vars - np.square(mean).mean()
+    return mean, np.full(adata.n_vars, np.sqrt(variance) if variance > 0 else 1.0), largest

@@ -44,7 +44,8 @@ class GMVAE(GMVAEGetters, VAEMixin):
         Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
         ``"leiden"``, or one label per cell.
     gene_likelihood
-        ``"nb"``, ``"zinb"``, ``"poisson"``, or ``"normal"`` on log-normalised data.
+        ``"nb"``, ``"zinb"``, ``"poisson"``, ``"normal"`` on log-normalised data, or
+        ``"beta_binomial"`` for values between 0 and a largest one (grey values, presence and absence).
     dispersion
         One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"``.
     n_latent, n_hidden, n_layers, dropout_rate
@@ -63,6 +64,10 @@ class GMVAE(GMVAEGetters, VAEMixin):
     free_bits
         Nats below which the divergence of a cell's component posterior from the weights costs nothing. Values up to
         log(n_clusters) allow sharper and sharper assignments at no cost.
+    anchor
+        How far start labels are trusted: in training they count as measurements of the component that are right with
+        this share and arbitrary otherwise; from 0 (not at all, as published) to below 1. Predictions make no use of
+        them.
     input_noise
         Standard deviation of the noise added to the standardised input before the clusters start.
     encode_covariates
@@ -108,6 +113,7 @@ class GMVAE(GMVAEGetters, VAEMixin):
         learn_weights: bool = True,
         n_samples: int = 1,
         free_bits: float = 0.0,
+        anchor: float = 0.9,
         input_noise: float = 2.0,
         encode_covariates: bool = False,
         n_init: int = 3,
@@ -115,6 +121,8 @@ class GMVAE(GMVAEGetters, VAEMixin):
         registry: dict | None = None,
     ):
         check_choice("prior_estimator", prior_estimator, ("exact", "analytic_kl"))
+        if not 0 <= anchor < 1:
+            raise ValueError(f"`anchor` must be at least 0 and less than 1, found {anchor}.")
         module_kwargs: dict[str, Any] = {
             "gene_likelihood": gene_likelihood,
             "dispersion": dispersion,
@@ -128,6 +136,7 @@ class GMVAE(GMVAEGetters, VAEMixin):
             "learn_weights": learn_weights,
             "n_samples": n_samples,
             "free_bits": free_bits,
+            "anchor": anchor,
             "input_noise": input_noise,
             "encode_covariates": encode_covariates,
         }
@@ -149,6 +158,7 @@ class GMVAE(GMVAEGetters, VAEMixin):
         prior_estimator: PriorEstimator = "exact",
         shared_variance: bool = True,
         learn_weights: bool = True,
+        anchor: float = 0.9,
         n_init: int = 3,
     ) -> GMVAE:
         """Clusters on top of a trained scVI model: its networks are taken over as they are, the mixture is fitted.
@@ -157,7 +167,7 @@ class GMVAE(GMVAEGetters, VAEMixin):
         ----------
         scvi_model
             A trained :class:`scvi.model.SCVI` with its data. It stays as it is.
-        n_clusters, init, n_w, prior_estimator, shared_variance, learn_weights, n_init
+        n_clusters, init, n_w, prior_estimator, shared_variance, learn_weights, anchor, n_init
             As in the class.
 
         Returns
@@ -202,6 +212,7 @@ class GMVAE(GMVAEGetters, VAEMixin):
             prior_estimator=prior_estimator,
             shared_variance=shared_variance,
             learn_weights=learn_weights,
+            anchor=anchor,
             input_noise=0.0,
             encode_covariates=module.encode_covariates,
             n_init=n_init,
@@ -231,7 +242,7 @@ class GMVAE(GMVAEGetters, VAEMixin):
         starts = None if has_clusters and not pretrain_epochs else self._start_clusters
         return [
             Phase("vae", pretrain_epochs, begin=self._forget_clusters, plan_kwargs={"kl_warmup": 0.2}),
-            Phase("mixture", max_epochs, begin=starts),
+            Phase("mixture", max_epochs, begin=starts, plan_kwargs={"lr": 5e-4}),
         ]
 
     def _forget_clusters(self, train_indices: np.ndarray) -> None:
@@ -243,8 +254,12 @@ class GMVAE(GMVAEGetters, VAEMixin):
         moments = [(q["z_mean"], q["z_log_var"].exp()) for q in map(self._encode, self._minibatches(indices=cells))]
         z_mean, z_var = map(torch.cat, zip(*moments, strict=True))
         self.module.start_clusters(z_mean, z_var, torch.as_tensor(labels, device=self.device))
+        self.module.start_labels = torch.full((self.adata.n_obs,), -1).index_copy_(
+            0, torch.as_tensor(cells), torch.as_tensor(labels)
+        )
 
     def _end_training(self, train_indices: np.ndarray) -> None:
+        self.module.start_labels = None
         super()._end_training(train_indices)
         n_active = self.n_active_ or 0
         if self._finds_n_clusters and n_active < self.n_clusters:

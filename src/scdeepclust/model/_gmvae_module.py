@@ -22,6 +22,10 @@ What differs from the published method and its single-cell version, and why:
 * First an ordinary autoencoder is trained, with noise on its input; then components are placed on clusters of the
   denoised expression; then everything is trained together, without the noise, so that probabilities are those of the
   cells as they are. From a random start all components tend to merge.
+* In that last phase the label s that a cell started with counts as a measurement of its component, which is right with
+  a share a of 0.9 (``anchor``) and arbitrary otherwise: p(s | k) = (1 - a) / K + a [s = k]. Components would else move
+  to where latent codes are dense, which says less of cell types than the denoised expression does. Predictions use
+  the counts alone.
 * The library size is observed instead of learnt by z: from raw counts, z mostly encodes sequencing depth.
 """
 
@@ -36,6 +40,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.utils.checkpoint import checkpoint
 
+from scdeepclust._keys import CELL_INDEX
 from scdeepclust.nn import (
     Counts,
     Covariates,
@@ -81,6 +86,8 @@ class GMVAEModule(ClusteringModule):
         Monte-Carlo samples of z and w in training.
     free_bits
         The divergence of the component posterior from the weights costs nothing below this many nats.
+    anchor
+        How far start labels are trusted in training, from 0 to below 1.
     **kwargs
         As in :class:`ClusteringModule`.
     """
@@ -96,6 +103,7 @@ class GMVAEModule(ClusteringModule):
         learn_weights: bool = True,
         n_samples: int = 1,
         free_bits: float = 0.0,
+        anchor: float = 0.9,
         **kwargs,
     ):
         super().__init__(n_input, **kwargs)
@@ -105,6 +113,9 @@ class GMVAEModule(ClusteringModule):
         self.learn_weights = learn_weights
         self.n_samples = n_samples
         self.free_bits = free_bits
+        self.anchor = anchor
+        # start label of each cell (n,), -1 where there is none, while the phase that was started from them runs
+        self.start_labels: Tensor | None = None
         self.z_head = nn.Linear(self.n_hidden, 2 * self.n_latent)
         if n_w:
             self.w_head = nn.Linear(self.n_hidden, 2 * n_w)
@@ -212,19 +223,31 @@ class GMVAEModule(ClusteringModule):
             kl = {"kl_latent": standard_normal_kl(inference_outputs["z_mean"], inference_outputs["z_log_var"])}
             entropies: dict[str, Tensor] = {}
         else:
-            kl, entropies = self.prior_terms(inference_outputs)
+            kl, entropies = self.prior_terms(inference_outputs, self.start_evidence(tensors))
         loss = reconstruction + kl_weight * sum(kl.values())
         pieces = {name: value.mean() for name, value in kl.items()} if len(kl) > 1 else {}
         return LossOutput(
             loss=loss.mean(), reconstruction_loss=reconstruction, kl_local=kl, extra_metrics=pieces | entropies
         )
 
-    def prior_terms(self, q: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def start_evidence(self, tensors: dict[str, Tensor]) -> Tensor | float:
+        """Log p(s | k) of the label s that each cell started with, (B, K); 0 where there is none."""
+        if self.start_labels is None or not self.anchor:
+            return 0.0
+        labels = self.start_labels[tensors[CELL_INDEX].to(self.start_labels.device)].to(self.mixture.logits.device)
+        is_start = nn.functional.one_hot(labels.clamp_min(0), self.n_clusters)  # (B, K)
+        log_p = ((1 - self.anchor) / self.n_clusters + self.anchor * is_start).log()
+        return log_p * (labels >= 0).unsqueeze(1)
+
+    def prior_terms(
+        self, q: dict[str, Tensor], evidence: Tensor | float = 0.0
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Divergences from the prior, each (B,), and two entropies of the component posterior, scalars.
 
         ``kl_component`` is KL(r || pi), ``kl_latent`` the mean over r of log q(z) - log p(z | k, w), ``kl_w`` that of
-        w. The entropies are those of the mean cell and of the mean posterior of the minibatch: good clusters have a
-        small first and a large second.
+        w. Evidence (B, K) on the component of a cell enters r, and ``kl_component`` loses its mean over r. The
+        entropies are those of the mean cell and of the mean posterior of the minibatch: good clusters have a small
+        first and a large second.
         """
         means, log_var = self.components(q.get("w"))
         prior = mixture_divergence(
@@ -233,7 +256,7 @@ class GMVAEModule(ClusteringModule):
             q["z_log_var"],
             means=means,
             log_var=log_var,
-            log_weights=self.mixture.log_weights,
+            log_weights=self.mixture.log_weights + evidence,
             estimator=self.prior_estimator,
             free_bits=self.free_bits,
         )

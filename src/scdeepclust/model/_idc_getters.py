@@ -95,8 +95,19 @@ class IDCGetters(ClusteringModel):
         ]
 
     def _start_points(self, cells: np.ndarray) -> np.ndarray:
-        """Where clusters are looked for."""
-        return self._denoised_points(cells) if self._clusterer == "mcr2" else self._latent(indices=cells)
+        """Where clusters are looked for, (n, P).
+
+        For the clustering head, in expression denoised from the open genes and, with equal weight, from all genes: two
+        partitions that the open genes alone hardly tell apart are decided by the others.
+        """
+        if self._clusterer != "mcr2":
+            return self._latent(indices=cells)
+        views = []
+        for uses_gates in (True, False):
+            self.module.uses_gates = uses_gates
+            views.append(_unit_variance(self._denoised_points(cells)))
+        self.module.uses_gates = True
+        return np.concatenate(views, axis=1)
 
     def sweep_n_clusters(self, numbers: Sequence[int]) -> pd.DataFrame:
         """Other numbers of clusters of the same gated cells, scored without labels. Nothing is trained.
@@ -127,8 +138,7 @@ class IDCGetters(ClusteringModel):
         cells = np.arange(self.adata.n_obs)
         points, seed = self._start_points(cells), settings.seed or 0
         method = self._init if isinstance(self._init, str) else "merge"
-        unit = torch.as_tensor(self._latent())
-        unit = (unit - unit.mean(dim=0)) / (unit - unit.mean(dim=0)).square().sum(dim=1).mean().sqrt()
+        unit = torch.as_tensor(_unit_variance(self._latent()))
         rows = []
         for number in numbers:
             labels = initial_labels(points, method, number, n_init=self._n_init, seed=seed)
@@ -157,3 +167,9 @@ class IDCGetters(ClusteringModel):
                 "(`pretrain_epochs`), or with a smaller `target_sparsity`.",
                 stacklevel=2,
             )
+
+
+def _unit_variance(points: np.ndarray) -> np.ndarray:
+    """Points (n, D) centred and divided by their root mean square distance from the centre."""
+    centred = points - points.mean(axis=0)
+    return centred / max(np.sqrt(np.square(centred).sum(axis=1).mean()), np.finfo(np.float32).eps)

@@ -164,7 +164,8 @@ class SCDeepCluster(ClusteringModel):
         Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
         ``"leiden"``, or one label per cell.
     gene_likelihood
-        ``"nb"``, ``"zinb"`` (as published), ``"poisson"``, or ``"normal"`` on log-normalised data.
+        ``"nb"``, ``"zinb"`` (as published), ``"poisson"``, ``"normal"`` on log-normalised data, or
+        ``"beta_binomial"`` for values between 0 and a largest one (grey values, presence and absence).
     dispersion
         One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"`` (as published).
     n_latent, n_hidden, n_layers, dropout_rate

@@ -11,10 +11,12 @@ What differs from the paper, and why:
 * Counts and their likelihoods; an autoencoder pretrained on noisy input first. Training everything from random
   weights gives nodes of good quality on a map without any order.
 * The map is laid by a batch self-organising map on *denoised expression* (the profile the decoder expects, averaged
-  over batches), whose radius shrinks to a size that keeps the order; dead nodes take half of a neighbour's cells. The
-  codebook starts at the means of the nodes' cells in the latent space, and each cell is drawn to the node it was laid
-  on. Drawn to the nearest node instead, as published, cells wander off while the codes move.
-* Clusters are connected regions of the map, by the vote of start labels found in the same denoised expression.
+  over batches) with the mean of a cell's start cluster attached; its radius shrinks to a size that keeps the order, and
+  dead nodes take half of a neighbour's cells. The codebook starts at the means of the nodes' cells in the latent space,
+  and each cell is drawn to the node it was laid on. Drawn to the nearest node instead, as published, cells wander off
+  while the codes move.
+* Clusters are connected regions of the map, by the vote of start labels found in the same denoised expression; parts
+  of a label that lie apart merge with regions they touch.
 * All eight neighbours, by a Gaussian, instead of four with equal weight; nodes beyond an edge do not exist instead of
   being zero.
 * Distances are in units of the median squared distance of a cell to its node, and the weights relative to a
@@ -64,6 +66,7 @@ from scdeepclust.train import (
 from ._base_model import ClusteringModel
 from ._base_module import AutoencoderModule
 from ._map_results import MapResultsMixin
+from ._start import start_seed
 from ._transitions import TransitionsMixin
 
 # Shares of cells whose two nearest nodes are no neighbours, and of nodes without cells, that call for a warning.
@@ -222,13 +225,14 @@ class SOMVAE(TransitionsMixin, MapResultsMixin, ClusteringModel):
         Number of clusters, each a connected region of the map. None takes the number of communities that Leiden finds
         in the denoised expression of the pretrained model.
     grid
-        Rows and columns of the map. None chooses them: about ``5 sqrt(cells)`` nodes, at least 20 cells a node and 3
+        Rows and columns of the map. None chooses them: about ``5 sqrt(cells)`` nodes, at least 10 cells a node and 3
         nodes a cluster; the longer side along the first principal component.
     init
         Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
         ``"leiden"``, or one label per cell.
     gene_likelihood
-        ``"nb"``, ``"zinb"``, ``"poisson"``, or ``"normal"`` on log-normalised data.
+        ``"nb"``, ``"zinb"``, ``"poisson"``, ``"normal"`` on log-normalised data, or
+        ``"beta_binomial"`` for values between 0 and a largest one (grey values, presence and absence).
     dispersion
         One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"``.
     n_latent, n_hidden, n_layers, dropout_rate
@@ -333,7 +337,7 @@ class SOMVAE(TransitionsMixin, MapResultsMixin, ClusteringModel):
         if not grid.n_nodes:
             grid = Grid(*choose_grid(points, int(labels.max()) + 1))
         self.init_params_["non_kwargs"]["grid"] = tuple(grid)  # loading builds the module from these
-        codebook, node = lay_map(points, grid)
+        codebook, node = lay_map(points, labels, grid, seed=start_seed())
         regions = vote_regions(node, labels, codebook, grid)
         z = torch.as_tensor(self._latent(indices=cells), device=self.device)
         on_device = [torch.as_tensor(values, device=self.device) for values in (node, regions)]

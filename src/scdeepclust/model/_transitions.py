@@ -13,8 +13,9 @@ from scipy.sparse import csr_matrix
 from scdeepclust.nn import smoothed_transitions, stationary_distribution
 from scdeepclust.train import are_sequences, cell_pairs, count_pairs, require_transport, time_codes
 
-from ._base_model import ClusteringModel, _seed
+from ._base_model import ClusteringModel
 from ._checks import check_choice, check_obs_keys
+from ._start import start_seed
 
 Level = Literal["node", "cluster"]
 
@@ -130,7 +131,7 @@ class TransitionsMixin(ClusteringModel):
     ) -> csr_matrix:
         if points is None and not are_sequences(time, trajectory):
             points = self._denoised_points(cells)
-        return cell_pairs(time, trajectory, np.zeros((len(cells), 1)) if points is None else points, seed=_seed())
+        return cell_pairs(time, trajectory, np.zeros((len(cells), 1)) if points is None else points, seed=start_seed())
 
     def _count_transitions(self, node: np.ndarray) -> None:
         """Count transitions between nodes, and set where each cell is expected to arrive from those before it."""

@@ -7,6 +7,7 @@ from ._independence import dependence
 from ._ladder import LadderBody, LadderEncoder
 from ._likelihoods import (
     Counts,
+    beta_binomial_log_likelihood,
     counts_from_csr,
     counts_from_dense,
     gaussian_log_likelihood,
@@ -50,6 +51,7 @@ __all__ = [
     "StyleOffsets",
     "arrival_loss",
     "assignment_kl",
+    "beta_binomial_log_likelihood",
     "clamp_component_log_var",
     "coding_rate",
     "column_sums",

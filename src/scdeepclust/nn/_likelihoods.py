@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ._counts import Counts, counts_from_csr, counts_from_dense
 from ._precision import full_precision
@@ -18,6 +19,7 @@ from ._sparse_nb import SparseNB
 
 __all__ = [
     "Counts",
+    "beta_binomial_log_likelihood",
     "counts_from_csr",
     "counts_from_dense",
     "gaussian_log_likelihood",
@@ -25,6 +27,10 @@ __all__ = [
     "poisson_log_likelihood",
     "zinb_log_likelihood",
 ]
+
+
+# Smallest log of a parameter of the beta distribution: below, float32 has no digits left for 1 / a, a derivative.
+_LOG_BETA_MIN = -14.0
 
 
 @full_precision
@@ -168,6 +174,54 @@ def poisson_log_likelihood(counts: Counts, scores: Tensor, log_library: Tensor) 
     samples = zip(scores.reshape(-1, *shape[-2:]), offset.reshape(-1, shape[-2]), strict=True)
     nonzeros = torch.stack([of_sample(score, offset) for score, offset in samples])
     return (nonzeros.reshape(shape[:-1]) - log_library.to(wide).exp()).to(scores.dtype)
+
+
+@full_precision
+def beta_binomial_log_likelihood(counts: Counts, scores: Tensor, n_trials: Tensor, log_theta: Tensor) -> Tensor:
+    """Beta-binomial log-likelihood of each cell, for values that are successes out of a known number of trials.
+
+    It is to the binomial what the negative binomial is to the Poisson: the grey values of an image are bounded, but 255
+    steps are not 255 independent trials, and how many they are is learnt. With one trial it is the Bernoulli
+    likelihood, whatever the dispersion.
+
+    Parameters
+    ----------
+    counts
+        Observed numbers of successes, at most ``n_trials`` each.
+    scores
+        Logits of the probability of a success, shape (B, G) or (M, B, G).
+    n_trials
+        Number of trials, a scalar.
+    log_theta
+        Log of the concentration, per gene (G,) or anything that broadcasts to ``scores``; infinite for the binomial.
+
+    Returns
+    -------
+    Log-likelihood in nats, summed over genes, shape (B,) or (M, B).
+
+    Raises
+    ------
+    ValueError
+        If ``scores`` are not of the cells and genes of ``counts``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scdeepclust.nn import beta_binomial_log_likelihood, counts_from_dense
+    >>> x = torch.tensor([[0.0, 2.0, 1.0]])
+    >>> log_theta = torch.tensor(2.0).log()  # all numbers of successes are equally likely
+    >>> beta_binomial_log_likelihood(counts_from_dense(x), torch.zeros(1, 3), torch.tensor(2.0), log_theta)
+    tensor([-3.2958])
+    """
+    _checked_shape(counts, scores)
+    y, theta = counts.to_dense(), log_theta.exp()
+    a = (log_theta + logsigmoid(scores)).clamp_min(_LOG_BETA_MIN).exp()
+    b = (log_theta + logsigmoid(-scores)).clamp_min(_LOG_BETA_MIN).exp()
+    lgamma = torch.lgamma
+    log_p = lgamma(y + a) - lgamma(a) + lgamma(n_trials - y + b) - lgamma(b)
+    normaliser = lgamma(n_trials + theta) - lgamma(theta)
+    log_ways = lgamma(n_trials + 1) - lgamma(counts.value + 1) - lgamma(n_trials - counts.value + 1)
+    return (log_p - normaliser).sum(-1) + counts.sum_by_cell(log_ways)
 
 
 @full_precision

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ._linear import use_fast_linear
 
-GeneLikelihood = Literal["nb", "zinb", "poisson", "normal"]
+GeneLikelihood = Literal["nb", "zinb", "poisson", "normal", "beta_binomial"]
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
 
 # exp(+-7) spans dispersions of 1e-3 to 1e3: beyond that the negative binomial does not change visibly any more,
@@ -100,7 +100,8 @@ class CovariateMLP(nn.Module):
 class CountHeads(NamedTuple):
     """What a decoder says about the counts of a minibatch."""
 
-    scores: Tensor  # (..., G): softmax gives the expected share of each gene; the mean itself for "normal"
+    # (..., G): softmax gives the expected share of each gene; the mean itself for "normal", logits for "beta_binomial"
+    scores: Tensor
     log_theta: Tensor | None = None  # log inverse dispersion, broadcastable to scores; log variance for "normal"
     dropout_logits: Tensor | None = None  # (..., G)
 
@@ -115,7 +116,8 @@ class CountDecoder(nn.Module):
     n_output
         Number of genes.
     gene_likelihood
-        ``"nb"``, ``"zinb"``, ``"poisson"``, or ``"normal"`` on log-normalised data.
+        ``"nb"``, ``"zinb"``, ``"poisson"``, ``"normal"`` on log-normalised data, or ``"beta_binomial"`` for
+        values between 0 and the largest of the training data.
     dispersion
         One dispersion per ``"gene"``, per ``"gene-batch"`` or per ``"gene-cell"``.
     n_batch, n_cats_per_cov, n_continuous, n_hidden, n_layers, dropout_rate

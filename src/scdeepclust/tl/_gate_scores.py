@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 MAX_CELLS = 1000
 N_NEIGHBORS = 10
 N_TOP = 20  # genes of a cluster that are compared between seeds
+SHARE_REMOVED = 0.1  # of the genes that a cell expresses: 20 of 25 would leave no cell, 20 of 1000 all of it
 N_STEPS = 15  # steps at which genes are masked for the faithfulness
 
 
 def gate_curves(
-    model: IDC, n_genes: Sequence[int] = (1, 2, 5, 10, 20, 50), *, max_cells: int = MAX_CELLS, seed: int = 0
+    model: IDC, n_genes: Sequence[float] = (1, 2, 5, 10, 20, 50), *, max_cells: int = MAX_CELLS, seed: int = 0
 ) -> pd.DataFrame:
     """What happens to the labels when genes are removed from cells, or when nothing but them is left.
 
@@ -30,7 +31,8 @@ def gate_curves(
     model
         A trained model.
     n_genes
-        Numbers of genes to remove or to leave.
+        Numbers of genes to remove or to leave; below 1, shares of the genes that a cell expresses (at least one gene),
+        which compare between cells and data of different depth.
     max_cells
         Cells drawn at random, at most.
     seed
@@ -60,9 +62,9 @@ def gate_curves(
     >>> list(curves.index)
     [5, 20]
     """
-    numbers = sorted({int(n) for n in n_genes})
-    if not numbers or numbers[0] < 1:
-        raise ValueError(f"`n_genes` must hold numbers of at least 1, found {list(n_genes)}.")
+    numbers = sorted({n if n < 1 else int(n) for n in n_genes})
+    if not numbers or numbers[0] <= 0:
+        raise ValueError(f"`n_genes` must hold positive numbers, found {list(n_genes)}.")
     seen = _Seen(model, max_cells, seed)
     rng = np.random.default_rng(seed)
     expressed = seen.u > -seen.mean / seen.sd + 1e-6
@@ -73,10 +75,10 @@ def gate_curves(
     }
     rows = pd.DataFrame(index=pd.Index(numbers, name="n_genes"), dtype=float)
     for name, score in scores.items():
-        order = np.argsort(-score, axis=1, kind="stable")
+        rank = np.argsort(np.argsort(-score, axis=1, kind="stable"), axis=1)
         for n in numbers:
-            chosen = np.zeros(seen.u.shape, dtype=bool)
-            np.put_along_axis(chosen, order[:, :n], True, axis=1)
+            n_of_cell = np.maximum(1, np.rint(n * expressed.sum(axis=1))) if n < 1 else np.full(len(rank), n)
+            chosen = rank < n_of_cell[:, None]
             rows.loc[n, f"deletion_{name}"] = (seen.labels_of(np.where(chosen, 0, seen.u)) != seen.labels).mean()
             rows.loc[n, f"insertion_{name}"] = (seen.labels_of(np.where(chosen, seen.u, 0)) == seen.labels).mean()
     return rows[sorted(rows.columns)]
@@ -93,8 +95,8 @@ def score_gates(model: IDC, others: Sequence[IDC] = (), *, max_cells: int = MAX_
     ``faithfulness``          Correlation, while genes are masked one after the other (those open in most cells first),
                               of this number of cells with the share of labels that stay. High if important genes
                               carry the labels.
-    ``deletion_ratio``        How many times as many labels change when the 20 most important genes of a cell are
-                              removed as when 20 random expressed ones are.
+    ``deletion_ratio``        How many times as many labels change when the most important genes of a cell are removed,
+                              a tenth of those that it expresses, as when as many random expressed ones are.
     ``uniqueness``            Mean over cells of the least change of gates over the change of expression, among nearest
                               neighbours. High if explanations are fine-grained.
     ``lipschitz``             The same with the largest change. Low if explanations of similar cells are similar.
@@ -136,7 +138,7 @@ def score_gates(model: IDC, others: Sequence[IDC] = (), *, max_cells: int = MAX_
     """
     seen = _Seen(model, max_cells, seed)
     gates = model.get_gates()
-    curves = gate_curves(model, [N_TOP], max_cells=max_cells, seed=seed)
+    curves = gate_curves(model, [SHARE_REMOVED], max_cells=max_cells, seed=seed)
     smallest, largest = _neighbour_ratios(seen)
     jaccards = [value for other in others for value in _matched_jaccards(model, other)]
     n_random = max(curves["deletion_random"].iloc[0], 1 / len(seen.u))  # none of n cells is less than one

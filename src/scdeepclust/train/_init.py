@@ -160,6 +160,12 @@ def _means_and_sizes(points: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
     return sums[used] / sizes[used, None], sizes[used].astype(float)
 
 
+def merge_costs(centers: np.ndarray, sizes: np.ndarray, average: float) -> np.ndarray:
+    """Cost (k, k) of merging each pair of groups with these means (k, D) and sizes (k,); see :func:`merge_centers`."""
+    m = sizes[:, None] * sizes / (sizes[:, None] + sizes)
+    return m / (m + average) * np.square(centers[:, None] - centers[None]).sum(axis=2)
+
+
 def merge_centers(centers: np.ndarray, sizes: np.ndarray, n_clusters: int) -> np.ndarray:
     """Merge the cheapest pair of centres until ``n_clusters`` are left.
 
@@ -184,8 +190,7 @@ def merge_centers(centers: np.ndarray, sizes: np.ndarray, n_clusters: int) -> np
     centers, sizes = centers.copy(), sizes.astype(float)
     average = sizes.sum() / n_clusters
     while len(centers) > n_clusters:
-        m = sizes[:, None] * sizes / (sizes[:, None] + sizes)
-        cost = m / (m + average) * np.square(centers[:, None] - centers[None]).sum(axis=2)
+        cost = merge_costs(centers, sizes, average)
         np.fill_diagonal(cost, np.inf)
         a, b = np.unravel_index(cost.argmin(), cost.shape)
         total = sizes[a] + sizes[b]
@@ -225,13 +230,16 @@ def leiden_labels(
 ) -> np.ndarray:
     """Leiden on the nearest-neighbour graph; with ``n_clusters`` the resolution is searched by bisection.
 
+    Not every number is that of the communities at some resolution: then the communities of the next larger number
+    found are joined by Ward's criterion.
+
     On more than :data:`MAX_POINTS` points the graph is built on a sample, and the other points get the label of their
     nearest cluster mean.
     """
     sample = _sample(points, seed)
     graph = _neighbour_graph(sample, n_neighbors)
     labels = _leiden(graph, resolution, seed)
-    low, high = 0.0, None
+    low, high, finer = 0.0, None, None
     for _ in range(25 if n_clusters else 0):
         n_found = labels.max() + 1
         if n_found == n_clusters:
@@ -239,15 +247,24 @@ def leiden_labels(
         if n_found < n_clusters:
             low, resolution = resolution, resolution * 2 if high is None else (resolution + high) / 2
         else:
-            high, resolution = resolution, (low + resolution) / 2
+            high, resolution, finer = resolution, (low + resolution) / 2, labels
         labels = _leiden(graph, resolution, seed)
     if n_clusters and labels.max() + 1 != n_clusters:
-        # no resolution gives just that number of communities
-        return kmeans_labels(points, n_clusters, seed=seed)
+        if finer is None:  # there are no more communities
+            return kmeans_labels(points, n_clusters, seed=seed)
+        labels = _joined(sample, finer, n_clusters)
     if len(sample) == len(points):
         return labels
     means = np.stack([sample[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
     return nearest(points, means)
+
+
+def _joined(points: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarray:
+    """Join the groups whose means are closest until ``n_clusters`` are left."""
+    from scipy.cluster.hierarchy import fcluster, ward
+
+    means, _ = _means_and_sizes(points, labels)
+    return (fcluster(ward(means), n_clusters, criterion="maxclust") - 1)[labels].astype(np.int64)
 
 
 def n_communities(points: np.ndarray, *, seed: int = 0) -> int:
@@ -285,6 +302,7 @@ def _leiden(graph: AnnData, resolution: float, seed: int) -> np.ndarray:
 
 
 def _sample(points: np.ndarray, seed: int) -> np.ndarray:
+    """At most :data:`MAX_POINTS` of the points, in their order."""
     if len(points) <= MAX_POINTS:
         return points
     return points[np.sort(np.random.default_rng(seed).choice(len(points), MAX_POINTS, replace=False))]

@@ -6,10 +6,10 @@ import numpy as np
 
 from scdeepclust.nn import Grid
 
-from ._init import nearest, one_thread
+from ._init import _sample, merge_costs, nearest, one_thread
 
 # Cells per node below which a map is larger than the data can fill, and the largest map that is chosen by itself.
-CELLS_PER_NODE = 20
+CELLS_PER_NODE = 10
 MAX_NODES = 400
 
 # Nodes per cluster, at least: a cluster is a region of the map.
@@ -17,7 +17,10 @@ NODES_PER_CLUSTER = 3
 
 # Radius of the neighbourhood in the end, in steps of the grid. Much below this neighbours do not hold each other any
 # more, and the map loses its order.
-FINAL_RADIUS = 0.5
+FINAL_RADIUS = 0.6
+
+# Steps in which the radius shrinks; with fewer the map freezes before it has unfolded.
+N_STEPS = 100
 
 
 def choose_grid(points: np.ndarray, n_clusters: int | None) -> tuple[int, int]:
@@ -37,7 +40,7 @@ def choose_grid(points: np.ndarray, n_clusters: int | None) -> tuple[int, int]:
     return n_rows, max(2, round(n_nodes / n_rows))
 
 
-def batch_som(points: np.ndarray, grid: Grid, *, n_steps: int = 40, final_radius: float = FINAL_RADIUS) -> np.ndarray:
+def batch_som(points: np.ndarray, grid: Grid, *, final_radius: float = FINAL_RADIUS) -> np.ndarray:
     """Codebook (K, P) of a self-organising map of points (n, P), by the batch algorithm.
 
     The map starts in the plane of the first two principal components. In each step every node moves to the mean of
@@ -47,7 +50,7 @@ def batch_som(points: np.ndarray, grid: Grid, *, n_steps: int = 40, final_radius
     codebook = _plane(points.astype(np.float64), grid)
     squared = grid.squared_distances().numpy().astype(np.float64)
     first = max(max(grid.n_rows, grid.n_cols) / 2, final_radius)
-    for radius in np.geomspace(first, final_radius, n_steps):
+    for radius in np.geomspace(first, final_radius, N_STEPS):
         sums, sizes = _sums(points, nearest(points, codebook), grid.n_nodes)
         weights = np.exp(-squared / (2 * radius**2))
         mass = weights @ sizes
@@ -76,10 +79,41 @@ def _sums(points: np.ndarray, labels: np.ndarray, n: int) -> tuple[np.ndarray, n
     return sums, np.bincount(labels, minlength=n).astype(float)
 
 
-def lay_map(points: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Codebook (K, P) of a map of the points (n, P), and the node of each point (n,)."""
-    codebook = fill_dead_nodes(points, batch_som(points, grid), grid)
-    return codebook, nearest(points, codebook)
+def lay_map(points: np.ndarray, labels: np.ndarray, grid: Grid, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Codebook (K, P) of a map of the points (n, P), and the node of each point (n,).
+
+    The map is laid on points to which the mean of their cluster is attached (:func:`with_means`), as a supervised map
+    of Kohonen's is on points with their class: two dimensions cannot keep all neighbours together, and those of one
+    cluster are then kept before others.
+
+    Parameters
+    ----------
+    points
+        Points (n, P).
+    labels
+        Cluster of each point (n,), 0..C-1.
+    grid
+        The grid.
+    seed
+        Seed of the sample of the points that the map is laid on, if there are very many.
+    """
+    attached = with_means(points, labels)
+    sample = _sample(attached, seed)
+    codebook = fill_dead_nodes(sample, batch_som(sample, grid), grid)
+    return codebook[:, : points.shape[1]], nearest(attached, codebook)
+
+
+def with_means(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Points (n, P) with the means of their clusters beside them, (n, 2P).
+
+    The attached means are scaled to spread as far as the points do within clusters: where clusters lie far apart they
+    change little; where they overlap in the scatter, as images of digits do, they count as much as the point itself.
+    """
+    sums, sizes = _sums(points, labels, int(labels.max()) + 1)
+    means = (sums / np.maximum(sizes, 1)[:, None])[labels] - points.mean(axis=0)  # (n, P)
+    between = np.square(means).sum()
+    within = np.square(points - points.mean(axis=0)).sum() - between
+    return np.hstack([points, means * np.sqrt(max(within, 0) / max(between, 1e-12))])
 
 
 def fill_dead_nodes(points: np.ndarray, codebook: np.ndarray, grid: Grid, *, n_rounds: int = 10) -> np.ndarray:
@@ -135,8 +169,10 @@ def _halves(points: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 def vote_regions(node: np.ndarray, labels: np.ndarray, codebook: np.ndarray, grid: Grid) -> np.ndarray:
     """Cluster of each node (K,), by the vote of its cells, such that every cluster is one connected region.
 
-    Of a cluster whose nodes lie apart the part with the most cells stays; the others, and nodes without cells, join
-    the region beside them whose nearest node is most alike.
+    Nodes that touch and voted for the same label form a part. Two parts that touch are merged, the cheapest pair first
+    by the cost of :func:`merge_centers`, until there are as many as labels. So of a label whose nodes lie apart, a
+    small part joins what is around it, and a large one stays a cluster if two others are closer to each other. Clusters
+    have the numbers of the labels that they share the most cells with.
 
     Parameters
     ----------
@@ -147,24 +183,36 @@ def vote_regions(node: np.ndarray, labels: np.ndarray, codebook: np.ndarray, gri
     codebook
         Nodes (K, P).
     grid
-        The grid. Nodes touch along a side, not at a corner.
+        The grid. Nodes touch along a side or at a corner: all eight around a node are its neighbours.
     """
-    from scipy.sparse.csgraph import connected_components
+    from scipy.optimize import linear_sum_assignment
 
     votes = np.zeros((grid.n_nodes, labels.max() + 1))
     np.add.at(votes, (node, labels), 1)
-    sizes = votes.sum(axis=1)
-    winner = np.where(sizes > 0, votes.argmax(axis=1), -1)
-    touches = grid.adjacency().numpy()
-    cluster = np.full(grid.n_nodes, -1)
-    for label in np.unique(winner[winner >= 0]):
-        own = np.flatnonzero(winner == label)
-        _, part = connected_components(touches[np.ix_(own, own)], directed=False)
-        largest = np.bincount(part, weights=sizes[own]).argmax()
-        cluster[own[part == largest]] = label
-    distances = np.square(codebook[:, None] - codebook[None]).sum(axis=2)
-    while (cluster < 0).any():
-        candidates = touches & (cluster < 0)[:, None] & (cluster >= 0)[None]
-        a, b = np.unravel_index(np.where(candidates, distances, np.inf).argmin(), distances.shape)
-        cluster[a] = cluster[b]
-    return cluster
+    cells = votes.sum(axis=1)
+    # a node without cells is a part of its own, so light that the distance alone says where it belongs
+    winner = np.where(cells > 0, votes.argmax(axis=1), -1 - np.arange(grid.n_nodes))
+    part = _merge_parts(winner, np.maximum(cells, 1e-6), codebook, grid, labels.max() + 1)
+    shared = np.zeros((part.max() + 1, labels.max() + 1))
+    np.add.at(shared, part, votes)
+    _, number = linear_sum_assignment(-shared)
+    return number[part]
+
+
+def _merge_parts(winner: np.ndarray, weights: np.ndarray, codebook: np.ndarray, grid: Grid, n_parts: int) -> np.ndarray:
+    """Part of each node (K,), 0..n_parts-1: connected nodes with the same winner, merged with parts they touch."""
+    from scipy.sparse.csgraph import connected_components
+
+    touches = grid.adjacency(diagonal=True).numpy()
+    part = connected_components(touches & (winner[:, None] == winner), directed=False)[1]
+    while part.max() + 1 > n_parts:
+        sizes = np.bincount(part, weights=weights)
+        sums, _ = _sums(weights[:, None] * codebook, part, len(sizes))
+        member = part == np.arange(len(sizes))[:, None]
+        beside = member @ touches @ member.T
+        np.fill_diagonal(beside, False)
+        cost = merge_costs(sums / sizes[:, None], sizes, weights.sum() / n_parts)
+        a, b = np.unravel_index(np.where(beside, cost, np.inf).argmin(), cost.shape)
+        part = np.where(part == b, a, part)
+        part -= part > b
+    return part
