@@ -160,7 +160,7 @@ class IDC(IDCGetters):
     def _start_clusters(self, train_indices: np.ndarray) -> None:
         self.module.uses_gates = True
         cells = np.sort(train_indices)
-        labels = torch.as_tensor(self._start_labels(cells, self._start_points(cells)), device=self.device)
+        labels = torch.as_tensor(self._start_labels(cells), device=self.device)
         z = torch.as_tensor(self._latent(indices=cells), device=self.device)
         with torch.enable_grad():
             self.module.start_clusters(z, labels)

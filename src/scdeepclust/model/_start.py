@@ -33,11 +33,11 @@ class StartLabelsMixin:
     def _start_labels(self, cells: np.ndarray, points: np.ndarray | None = None) -> np.ndarray:
         """Labels (n,) int64 for the clustering phase to start from, largest cluster first.
 
-        ``points`` are the denoised points of these cells where the caller has them already.
+        ``points`` are the start points of these cells where the caller has them already.
         """
         n_clusters = self.module.n_clusters or None
         if isinstance(self._init, str):
-            points = self._denoised_points(cells) if points is None else points
+            points = self._start_points(cells) if points is None else points
             labels = initial_labels(points, self._init, n_clusters, n_init=self._n_init, seed=start_seed())
         else:
             labels = given_labels(self._init, self.adata.n_obs, n_clusters)[cells]
@@ -46,6 +46,10 @@ class StartLabelsMixin:
         self.initial_labels_: np.ndarray | None = labels.astype(str)
         self._keep_n_clusters(len(order))
         return labels
+
+    def _start_points(self, cells: np.ndarray) -> np.ndarray:
+        """Where clusters are looked for, (n, P): denoised expression, unless a model knows better."""
+        return self._denoised_points(cells)
 
     def _keep_n_clusters(self, n_clusters: int) -> None:
         """Loading builds the module from the arguments of the constructor: let them have the number that was found."""

@@ -74,5 +74,5 @@ def estimate_n_clusters(
             f"`max_clusters`={max_clusters} needs at least {8 * max_clusters} cells, 4 a cluster in each half; there "
             f"are {n_obs}. Ask for fewer clusters."
         )
-    points = model._denoised_points(np.arange(n_obs))
+    points = model._start_points(np.arange(n_obs))
     return count_table(points, max_clusters=max_clusters, n_repeats=n_repeats, seed=seed)
