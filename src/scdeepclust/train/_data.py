@@ -59,9 +59,14 @@ class CountsDataset(AnnTorchDataset):
         """How to read any rows of the counts at once, where there is a way."""
         return annbatch_reader(self.data.get(REGISTRY_KEYS.X_KEY))
 
+    @cached_property
+    def _in_a_file(self) -> bool:
+        """Asked for each minibatch, where a look into the registry would cost a twentieth of a small step."""
+        return lie_in_a_file(self.adata_manager)
+
     def __getitem__(self, indexes: int | Sequence[int] | slice) -> dict[str, np.ndarray | Counts]:
         rows = np.arange(len(self))[indexes] if isinstance(indexes, slice) else np.atleast_1d(indexes)
-        if lie_in_a_file(self.adata_manager):
+        if self._in_a_file:
             rows = np.sort(rows)  # HDF5 reads increasing row numbers only
         return self.convert(self.read(rows))
 
@@ -70,7 +75,7 @@ class CountsDataset(AnnTorchDataset):
         first, last = int(rows.min()), int(rows.max()) + 1
         contiguous = last - first == len(rows) > 1 and bool((np.diff(rows) == 1).all())
         # a slice reads far faster from a file than rows one by one, even if not all of it is wanted
-        by_slice = contiguous or (last - first <= 2 * len(rows) and lie_in_a_file(self.adata_manager))
+        by_slice = contiguous or (last - first <= 2 * len(rows) and self._in_a_file)
         index = slice(first, last) if by_slice else rows
         block: Block = {CELL_INDEX: rows.astype(np.int64)}
         for key, dtype in self.keys_and_dtypes.items():

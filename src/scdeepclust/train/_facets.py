@@ -23,10 +23,6 @@ MAX_STEPS = 30
 # Numbers of groups that are tried when the number is not given.
 GROUP_NUMBERS = (2, 3, 4)
 
-# The spread of the groups is at most this many times that of the clusters: beyond, the two have changed roles, and the
-# "clusters" cut up noise within the groups.
-LARGEST_SPREAD = 2.0
-
 # Penalty for groups that the clusters predict: the error is multiplied by 1 + this * share of what is predicted.
 DEPENDENCE_PENALTY = 2.0
 
@@ -85,8 +81,6 @@ def crossed_groups(points: np.ndarray, n_clusters: int, n_groups: int | None = N
     numbers = [n for n in GROUP_NUMBERS if n == 2 or n < n_clusters] if n_groups is None else [n_groups]
     found = [_best_crossing(centers, sizes, n_clusters, number, seed) for number in numbers]
     ratio, effects = min(found, key=lambda pair: pair[0])
-    if effects is None:
-        return CrossedGroups(np.zeros(len(points), dtype=np.int64), np.inf)
     return CrossedGroups(_assign(points, *effects)[1], float(ratio))
 
 
@@ -102,15 +96,13 @@ def _best_crossing(centers, sizes, n_clusters: int, n_groups: int, seed: int):
             found.append(_fit_crossing(centers, sizes, groups, n_clusters, n_groups, seed))
         found.sort(key=lambda fit: fit[0])
         # good groups with a poor start of the clusters would lose to worse ones
-        different = {round(error / found[0][0], 3): effects for error, effects in found if np.isfinite(error)}
+        different = {round(error / found[0][0], 3): effects for error, effects in found}
         for effects in list(different.values())[:N_BEST]:
             groups = _assign(centers, *effects)[1]
             for retry in range(1, N_RETRIES + 1):
                 found.append(_fit_crossing(centers, sizes, groups, n_clusters, n_groups, seed + retry))
         reference = _weighted_kmeans(centers, sizes, n_clusters + n_groups - 1, seed, n_init=10).inertia_
     best = min(found, key=lambda fit: fit[0])
-    if not np.isfinite(best[0]):
-        return np.inf, None
     return best[0] / reference, best[1]
 
 
@@ -127,8 +119,6 @@ def _fit_crossing(centers, sizes, groups, n_clusters: int, n_groups: int, seed: 
         clusters, groups = new_clusters, new_groups
         if settled:
             break
-    if _spread(effects[1][groups], sizes) > LARGEST_SPREAD * _spread(effects[0][clusters], sizes):
-        return np.inf, effects
     table = np.zeros((n_clusters, n_groups))
     np.add.at(table, (clusters, groups), sizes)
     return (sizes @ distances) * (1 + DEPENDENCE_PENALTY * shared_information(table)), effects
@@ -151,11 +141,6 @@ def _assign(points, cluster_effects, group_effects):
     nearest = distances.argmin(axis=1)
     clusters, groups = np.divmod(nearest, len(group_effects))
     return clusters, groups, distances[np.arange(len(points)), nearest].clip(0)
-
-
-def _spread(points, weights) -> float:
-    """Weighted sum of squared distances to the mean."""
-    return float(weights @ np.square(points - np.average(points, axis=0, weights=weights)).sum(axis=1))
 
 
 def shared_information(table: np.ndarray) -> float:
