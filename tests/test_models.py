@@ -168,6 +168,34 @@ def test_genes_in_another_order_are_put_into_order_and_missing_ones_listed(model
         model.predict(adata[:, 2:].copy())
 
 
+def test_a_saved_model_refuses_data_with_genes_in_another_order(model_cls, adata, tmp_path):
+    path = str(tmp_path / "m")
+    fitted(model_cls, adata).save(path)
+    for other in (adata[:, ::-1].copy(), sdc.datasets.simulate_counts(50, 210, n_clusters=4, n_batches=2, seed=1)):
+        with pytest.raises(ValueError, match=r"another order, or more of them.*gene_names_"):
+            model_cls.load(path, other)
+    with pytest.raises(ValueError, match="lacks 1 of the 200 genes"):
+        model_cls.load(path, adata[:, 1:].copy())
+
+
+def test_new_cells_need_no_labels_and_may_be_fewer_than_the_clusters(model_cls, adata):
+    raw = adata.copy()
+    model = fitted(model_cls, adata, setup={"labels_key": "cell_type"})
+    expected = model.predict()
+    for labels in (None, "never seen", np.nan):
+        new = raw.copy()
+        new.obs["cell_type"] = labels
+        if labels is None:
+            del new.obs["cell_type"]
+        np.testing.assert_array_equal(model.predict(new), expected)
+    one = raw[:1].copy()
+    np.testing.assert_array_equal(model.predict(one), expected[:1])
+    del one.obs["cell_type"]
+    query = model_cls.load_query_data(one, model)
+    query.train(max_epochs=0, enable_progress_bar=False)
+    np.testing.assert_array_equal(query.predict(), expected[:1])
+
+
 def test_an_unknown_batch_needs_query_mapping(model_cls, adata):
     model = fitted(model_cls, adata)
     new = adata[:20].copy()
@@ -176,6 +204,23 @@ def test_an_unknown_batch_needs_query_mapping(model_cls, adata):
     with pytest.raises(ValueError, match="never seen.*load_query_data"):
         model.predict(new)
     assert list(new.obs) == columns
+
+
+def test_batches_of_another_type_and_missing_covariates_are_named(adata):
+    adata.obs["batch"] = (adata.obs["batch"] == adata.obs["batch"].iloc[0]).astype(int)
+    adata.obs["age"] = np.arange(adata.n_obs) / adata.n_obs
+    model = fitted(MODELS[0], adata, setup={"continuous_covariate_keys": ["age"]})
+    new = adata.copy()
+    new.obs["batch"] = new.obs["batch"].astype(str)
+    with pytest.raises(ValueError, match="not seen: '0', '1'; it knows 0, 1"):
+        model.predict(new)
+    new = adata.copy()
+    new.obs.loc[new.obs_names[3], "age"] = np.nan
+    with pytest.raises(ValueError, match="'age' of `adata.obs` has 1 missing values"):
+        model.predict(new)
+    del new.obs["age"]
+    with pytest.raises(ValueError, match="no column 'age'"):
+        model.predict(new)
 
 
 def test_an_untrained_model_says_so(model_cls, adata):

@@ -43,6 +43,7 @@ from ._checks import (
     match_genes,
     proportion_statistics,
 )
+from ._fields import LabelsField
 from ._query import QueryMappingMixin
 from ._start import StartLabelsMixin
 
@@ -76,8 +77,8 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, StartLabelsMixin, 
         check_choice("dispersion", module_kwargs["dispersion"], get_args(Dispersion))
         super().__init__(adata, registry)
         n_obs = self.summary_stats.n_cells
-        check_n_clusters(n_clusters, n_obs)
-        if registry is None:  # a saved model may be loaded with other cells than those its start labels belong to
+        if registry is None:  # a trained model may get other and fewer cells than those its clusters were found in
+            check_n_clusters(n_clusters, n_obs)
             check_init(init, n_obs, n_clusters)
         if settings.seed is not None:
             # the result must not depend on what was drawn before
@@ -125,7 +126,7 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, StartLabelsMixin, 
         batch_key
             Column of ``obs`` with the technical batch.
         labels_key
-            Column of ``obs`` with known labels. Never used in training.
+            Column of ``obs`` with known labels. Never used in training; new cells may come without.
         size_factor_key
             Column of ``obs`` with size factors (positive, about 1 on average). By default the total count of a cell is
             its library size.
@@ -142,10 +143,11 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, StartLabelsMixin, 
             If the data are no counts or a key is missing; see the message for the remedy. ``adata`` is then unchanged.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        check_anndata(adata, layer)
+        is_query = bool(kwargs.get("source_registry"))
+        check_anndata(adata, layer, min_cells=1 if is_query else 2)
         keys: dict[str, str | list[str] | None] = {
             "batch_key": batch_key,
-            "labels_key": None if kwargs.get("source_registry") else labels_key,  # a query may come without labels
+            "labels_key": None if is_query else labels_key,  # a query may come without labels
             "size_factor_key": size_factor_key,
             "categorical_covariate_keys": categorical_covariate_keys,
             "continuous_covariate_keys": continuous_covariate_keys,
@@ -155,7 +157,7 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, StartLabelsMixin, 
             # checked above in full; scvi-tools would look at a corner, and not know all sparse formats
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            LabelsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
             NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
             CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
@@ -171,23 +173,8 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, StartLabelsMixin, 
         if adata is not None and adata is not self.adata:
             adata = match_genes(adata, self.gene_names_)
             # before anything of scvi-tools looks at it, because that writes into `adata` first and raises then
-            setup = self.registry_["setup_args"]
-            check_anndata(adata.copy() if adata.is_view else adata, setup["layer"])
-            self._check_batches(adata, setup["batch_key"])
+            self._check_new_cells(adata)
         return super()._validate_anndata(adata, copy_if_view=copy_if_view)
-
-    def _check_batches(self, adata: AnnData, batch_key: str | None) -> None:
-        if batch_key is None:
-            return
-        check_obs_keys(adata, {"batch_key": batch_key})
-        known = self.registry_["field_registries"]["batch"]["state_registry"]["categorical_mapping"]
-        unknown = sorted(set(adata.obs[batch_key].astype(str)) - set(map(str, known)))
-        if unknown:
-            name = type(self).__name__
-            raise ValueError(
-                f"`adata.obs[{batch_key!r}]` has batches the model has not seen: {', '.join(unknown)}. Map them with "
-                f"`query = {name}.load_query_data(adata, model)`, then `query.train(...)` (0 epochs for no training)."
-            )
 
     def _begin_training(self) -> None:
         """Statistics of the training data; a model that has them (loaded, or a mapped query) keeps them."""

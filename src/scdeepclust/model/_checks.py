@@ -33,19 +33,19 @@ def row_blocks(adata: AnnData, layer: str | None) -> Iterator[csr_matrix]:
         yield csr_matrix(x[start : start + BLOCK])
 
 
-def check_anndata(adata: AnnData, layer: str | None) -> None:
-    """Raise a ValueError unless ``adata`` holds counts of at least 2 cells.
+def check_anndata(adata: AnnData, layer: str | None, min_cells: int = 2) -> None:
+    """Raise a ValueError unless ``adata`` holds counts of at least ``min_cells`` cells.
 
     Raises
     ------
     ValueError
-        For a view, fewer than 2 cells, no genes, duplicated gene names, a missing layer, values that are no counts
+        For a view, too few cells, no genes, duplicated gene names, a missing layer, values that are no counts
         (negative, not finite, not whole), or cells without any count.
     """
     if adata.is_view:
         raise ValueError("`adata` is a view of another AnnData. Run `adata = adata.copy()` first.")
-    if adata.n_obs < 2:
-        raise ValueError(f"`adata` has {adata.n_obs} cells; at least 2 are needed.")
+    if adata.n_obs < min_cells:
+        raise ValueError(f"`adata` has {adata.n_obs} cells; at least {min_cells} are needed.")
     if adata.n_vars < 1:
         raise ValueError("`adata` has no genes.")
     duplicated = adata.var_names[adata.var_names.duplicated()].unique()

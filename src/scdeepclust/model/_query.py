@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,11 +10,14 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.model.base import ArchesMixin
 
-from ._checks import check_obs_keys, match_genes
+from ._checks import check_anndata, check_obs_keys, match_genes
 
 if TYPE_CHECKING:
     from ._base_model import ClusteringModel
     from ._base_module import ClusteringModule
+
+# What a network reads of a cell besides its counts.
+OBS_KEYS = ("batch_key", "size_factor_key", "categorical_covariate_keys", "continuous_covariate_keys")
 
 
 class QueryMappingMixin(ArchesMixin):
@@ -55,17 +59,73 @@ class QueryMappingMixin(ArchesMixin):
         _start_new_batches(query.module, reference.module)
         return query
 
+    @classmethod
+    def load(cls, dir_path: str, adata: AnnData | bool | None = None, **kwargs) -> ClusteringModel:
+        """Load a saved model.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that the model was saved to.
+        adata
+            Data for the model, with its genes in its order; by default those that were saved with it. False loads it
+            without data.
+        **kwargs
+            As in :meth:`scvi.model.base.BaseModelClass.load`.
+
+        Returns
+        -------
+        The model, ready for its getters.
+
+        Raises
+        ------
+        ValueError
+            If genes are missing or in another order, or the model is of another class.
+        """
+        if isinstance(adata, AnnData):
+            # scvi-tools would only warn, and give each gene the weights of another
+            genes = super().load(dir_path, False, **kwargs).gene_names_
+            if match_genes(adata, genes) is not adata:
+                raise ValueError(
+                    "`adata` has the genes of the model in another order, or more of them. Run "
+                    f"`adata = adata[:, {cls.__name__}.load(path, adata=False).gene_names_].copy()`."
+                )
+        return super().load(dir_path, adata, **kwargs)
+
+    def _check_new_cells(self, adata: AnnData) -> None:
+        """Raise a ValueError unless the model as it is can describe these cells; ``adata`` is only read."""
+        setup = self.registry_["setup_args"]
+        check_anndata(adata.copy() if adata.is_view else adata, setup["layer"], min_cells=1)
+        check_obs_keys(adata, {key: setup[key] for key in OBS_KEYS})
+        self._check_categorical_covariates(adata)
+        if (batch_key := setup["batch_key"]) is None:
+            return
+        known = self.registry_["field_registries"]["batch"]["state_registry"]["categorical_mapping"]
+        unknown = sorted(set(adata.obs[batch_key]) - set(known), key=str)
+        if unknown:
+            name = type(self).__name__
+            raise ValueError(
+                f"`adata.obs[{batch_key!r}]` has batches the model has not seen: {_listed(unknown)}; it knows "
+                f"{_listed(known)}. Map them with `query = {name}.load_query_data(adata, model)`, then "
+                "`query.train(...)` (0 epochs for no training)."
+            )
+
     def _check_categorical_covariates(self, adata: AnnData) -> None:
         state = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
         for column, known in state.get("mappings", {}).items():
             check_obs_keys(adata, {"categorical_covariate_keys": column})
-            unknown = sorted(set(adata.obs[column].astype(str)) - set(map(str, known)))
+            unknown = sorted(set(adata.obs[column]) - set(known), key=str)
             if unknown:
                 raise ValueError(
                     f"`categorical_covariate_keys`: column {column!r} of `adata.obs` has new categories "
-                    f"{', '.join(unknown)}. Only the batch can grow in a query: join the columns into one `batch_key` "
-                    "when training the reference."
+                    f"{_listed(unknown)}; the model knows {_listed(known)}. Only the batch can grow in a query: join "
+                    "the columns into one `batch_key` when training the reference."
                 )
+
+
+def _listed(values: Iterable) -> str:
+    """Values with their quotes, so that 0 and "0" look different."""
+    return ", ".join(repr(getattr(value, "item", lambda v=value: v)()) for value in values)
 
 
 def _start_new_batches(query: ClusteringModule, reference: ClusteringModule) -> None:
