@@ -60,6 +60,9 @@ def test_shapes_names_and_keys():
     fails(small(), "`layer`.*'counts'", layer="counts")
     fails(small(), "`batch_key`.*'donor'", batch_key="donor")
     fails(small(), "`continuous_covariate_keys`.*'age'", continuous_covariate_keys=["age"])
+    fails(small(age=[1, 2, 3, 4]), r"must be a list of columns; found 'age'", continuous_covariate_keys="age")
+    for ages in (["1", "2", "old", "3"], [1.0, 2.0, np.inf, 3.0]):
+        fails(small(age=ages), "'age'.*finite numbers.*categorical_covariate_keys", continuous_covariate_keys=["age"])
     fails(small(t=list("abab")), "`batch_key` and `labels_key` are both 't'", batch_key="t", labels_key="t")
     fails(small(d=["x", None, "y", "x"]), "'d'.*1 missing", batch_key="d")
     fails(small(s=[1.0, 2.0, 0.0, 1.0]), "`size_factor_key`.*'s'.*positive", size_factor_key="s")
@@ -74,7 +77,7 @@ def test_entries_stored_twice():
     fails(adata, "more than once.*sum_duplicates")
 
 
-@pytest.mark.parametrize("n_clusters", [1, 0, -2, 5, 2.5])
+@pytest.mark.parametrize("n_clusters", [1, 0, -2, 5, 2.5, "3", True])
 def test_impossible_numbers_of_clusters(n_clusters):
     adata = small()
     SCDeepCluster.setup_anndata(adata)

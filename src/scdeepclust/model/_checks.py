@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import get_args
 
 import numpy as np
@@ -95,6 +96,8 @@ def check_obs_keys(adata: AnnData, keys: Mapping[str, str | list[str] | None]) -
         ``{argument: column, columns or None}``.
     """
     for argument, columns in keys.items():
+        if isinstance(columns, str) and argument.endswith("covariate_keys"):
+            raise ValueError(f"`{argument}` must be a list of columns; found {columns!r}. Give [{columns!r}].")
         for column in [columns] if isinstance(columns, str) else columns or []:
             if column not in adata.obs:
                 raise ValueError(
@@ -109,6 +112,12 @@ def check_obs_keys(adata: AnnData, keys: Mapping[str, str | list[str] | None]) -
             f"`batch_key` and `labels_key` are both {labels!r}: batches would be removed from the latent space "
             "together with the labels. Give the column of the technical batches as `batch_key`."
         )
+    for column in keys.get("continuous_covariate_keys") or []:
+        if not np.isfinite(pd.to_numeric(adata.obs[column], errors="coerce")).all():
+            raise ValueError(
+                f"`continuous_covariate_keys`: column {column!r} of `adata.obs` must hold finite numbers. Give categories "
+                "as `categorical_covariate_keys`."
+            )
     size_factor = keys.get("size_factor_key")
     if size_factor is not None and not (pd.to_numeric(adata.obs[size_factor], errors="coerce") > 0).all():
         raise ValueError(f"`size_factor_key`: column {size_factor!r} of `adata.obs` must hold positive numbers.")
@@ -118,7 +127,7 @@ def check_n_clusters(n_clusters: int | None, n_obs: int) -> None:
     """Raise a ValueError unless ``n_clusters`` is None or between 2 and the number of cells."""
     if n_clusters is None:
         return
-    if int(n_clusters) != n_clusters or n_clusters < 2 or n_clusters > n_obs:
+    if not isinstance(n_clusters, Integral) or not 2 <= n_clusters <= n_obs:
         raise ValueError(
             f"`n_clusters` must be a whole number between 2 and the number of cells ({n_obs}), or None to find it "
             f"from the data; found {n_clusters!r}."

@@ -113,7 +113,7 @@ class QueryMappingMixin(ArchesMixin):
     def _check_categorical_covariates(self, adata: AnnData) -> None:
         state = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
         for column, known in state.get("mappings", {}).items():
-            check_obs_keys(adata, {"categorical_covariate_keys": column})
+            check_obs_keys(adata, {"categorical_covariate_keys": [column]})
             unknown = sorted(set(adata.obs[column]) - set(known), key=str)
             if unknown:
                 raise ValueError(
