@@ -48,7 +48,7 @@ def test_values_that_are_no_counts(as_format, value, match):
 def test_cells_without_counts():
     x = np.ones((4, 3))
     x[1] = 0
-    fails(small(x), "1 cells without any count.*filter_cells")
+    fails(small(x), "1 cells without any count.*such as 'c1'.*filter_cells")
 
 
 def test_shapes_names_and_keys():
@@ -65,7 +65,9 @@ def test_shapes_names_and_keys():
         fails(small(age=ages), "'age'.*finite numbers.*categorical_covariate_keys", continuous_covariate_keys=["age"])
     fails(small(t=list("abab")), "`batch_key` and `labels_key` are both 't'", batch_key="t", labels_key="t")
     fails(small(d=["x", None, "y", "x"]), "'d'.*1 missing", batch_key="d")
-    fails(small(s=[1.0, 2.0, 0.0, 1.0]), "`size_factor_key`.*'s'.*positive", size_factor_key="s")
+    for sizes in ([1.0, 2.0, 0.0, 1.0], [1.0, 2.0, np.inf, 1.0]):
+        fails(small(s=sizes), "`size_factor_key`.*'s'.*positive", size_factor_key="s")
+    fails(small(d=list("xyxy")), "both have 'd'", batch_key="d", categorical_covariate_keys=["d"])
     with pytest.raises(ValueError, match=r"view.*copy\(\)"):
         SCDeepCluster.setup_anndata(small()[:3])
 

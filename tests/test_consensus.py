@@ -63,6 +63,18 @@ def test_columns_of_empty_clusters_are_left_out():
     assert sdc.tl.consensus(adata, ["a", "b"])["consensus"].tolist() == ["0", "0", "1"]
 
 
+@pytest.mark.parametrize("names", [["2", "1", "0"], ["T", "B", "NK"], ["7", "8", "9"]])
+def test_renamed_labels_keep_their_own_probabilities(names):
+    codes = np.random.default_rng(0).integers(0, 3, 60)
+    adata = labelled(a=np.array(names)[codes], b=codes, c=codes)
+    sure, unsure = np.eye(3)[codes], 0.5 * np.eye(3)[codes] + 0.25 * (1 - np.eye(3)[codes])
+    adata.obsm["a_probabilities"], adata.obsm["b_probabilities"] = sure, unsure
+    assert (sdc.tl.consensus(adata, ["a", "b", "c"])["agreement"] == 1).all()
+    # of two clusters that were joined, no column is the right one
+    adata.obs["a"] = np.where(codes == 0, "x", "y")
+    assert sdc.tl.consensus(adata, ["a", "b", "c"])["agreement"].min() < 1
+
+
 def test_bad_keys():
     adata = labelled(a=["0", "1"], b=["0", "1"])
     with pytest.raises(ValueError, match="at least 2"):

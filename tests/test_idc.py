@@ -325,6 +325,23 @@ def test_missing_gates_are_named(written):
             call(adata)
     with pytest.raises(ValueError, match="'nothing'"):
         sdc.tl.rank_gates(adata, "nothing")
+    with pytest.raises(ValueError, match="IDC model, found AnnData"):
+        sdc.tl.gate_curves(adata)
+
+
+def test_renamed_clusters_keep_their_global_gates(written):
+    before = sdc.tl.rank_gates(written, n_genes=5)
+    names = {c: f"type {(int(c) + 1) % 4}" for c in "0123"}
+    written.obs["idc"] = written.obs["idc"].cat.rename_categories(names)
+    after = sdc.tl.rank_gates(written, n_genes=5)
+    assert before["global_gate"].notna().all()
+    for name, new in names.items():
+        pd.testing.assert_frame_equal(
+            after[after["cluster"] == new].drop(columns="cluster").reset_index(drop=True),
+            before[before["cluster"] == name].drop(columns="cluster").reset_index(drop=True),
+        )
+    written.obs["idc"] = written.obs["idc"].cat.rename_categories(list("abcd")).replace({"b": "a"})
+    assert sdc.tl.rank_gates(written, n_genes=5)["global_gate"].isna().all()  # nothing says what the joined ones are
 
 
 def test_scores_are_in_their_ranges(trained):

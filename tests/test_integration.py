@@ -71,6 +71,8 @@ def test_missing_names_are_listed(embedded):
     embedded.obs["one"] = "x"
     with pytest.raises(ValueError, match="`batch_key`.*single value"):
         sdc.tl.benchmark_integration(embedded, ["good"], **(keys | {"batch_key": "one"}))
+    with pytest.raises(ValueError, match="both 'batch'"):
+        sdc.tl.benchmark_integration(embedded, ["good"], batch_key="batch", label_key="batch")
     with pytest.raises(ValueError, match="`embeddings` is empty"):
         sdc.tl.benchmark_integration(embedded, [], **keys)
 

@@ -196,6 +196,8 @@ def test_report_and_plot(crossed):
     np.testing.assert_allclose(report["stability"], 1)
     with pytest.raises(ValueError, match="obs_keys.*'nothing'"):
         sdc.tl.facet_report(model, "nothing")
+    with pytest.raises(ValueError, match="MFCVAE model, found AnnData"):
+        sdc.tl.facet_report(adata)
     target = adata.copy()
     model.write_back(target, key_added="mine")
     figure = sdc.pl.facets(target, "mine", covariates="cell_type", n_genes=5)

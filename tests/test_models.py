@@ -166,6 +166,23 @@ def test_genes_in_another_order_are_put_into_order_and_missing_ones_listed(model
     np.testing.assert_allclose(model.predict(shuffled, soft=True), expected, atol=1e-6)
     with pytest.raises(ValueError, match=f"lacks 2 .* genes of the model, such as .*{adata.var_names[0]}"):
         model.predict(adata[:, 2:].copy())
+    with pytest.warns(UserWarning, match=r"works on a copy.*query.write_back\(adata\)"):
+        query = model_cls.load_query_data(shuffled, model)
+    query.train(max_epochs=0, enable_progress_bar=False)
+    query.write_back(shuffled)
+    np.testing.assert_array_equal(shuffled.obs[model_cls.__name__.lower()].astype(str), model.predict())
+
+
+def test_a_cell_without_counts_in_the_genes_of_the_model_is_named(adata):
+    model = fitted(MODELS[0], adata)
+    counts = np.ones((3, 201), dtype=np.float32)
+    counts[1, :200] = 0
+    new = anndata.AnnData(counts, obs=adata.obs[["batch"]].iloc[:3])
+    new.var_names = [*adata.var_names, "another"]
+    with pytest.raises(ValueError, match=f"1 cells .* in the 200 genes, such as '{new.obs_names[1]}'.*gene_names_"):
+        model.predict(new)
+    kept = new[np.ravel(new[:, model.gene_names_].X.sum(axis=1)) > 0].copy()  # as the message says
+    assert len(model.predict(kept)) == 2
 
 
 def test_a_saved_model_refuses_data_with_genes_in_another_order(model_cls, adata, tmp_path):

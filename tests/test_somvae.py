@@ -421,6 +421,17 @@ def test_every_plane_is_drawn(drawn):
     assert panels[4].images[0].get_array()[0, 0] == pytest.approx(time.get("r0c0", np.nan), nan_ok=True)
 
 
+def test_renamed_clusters_are_drawn_with_their_new_names(drawn):
+    renamed = drawn.copy()
+    renamed.obs["somvae"] = renamed.obs["somvae"].cat.rename_categories(lambda c: f"type {c}")
+    planes = [sdc.pl.som(adata, color="clusters").axes[0] for adata in (drawn, renamed)]
+    before, after = (ax.images[0].get_array() for ax in planes)
+    np.testing.assert_array_equal(before, after)
+    assert (np.asarray(after) < 1).any()
+    names = [{text.get_text() for text in ax.texts} for ax in planes]
+    assert names[1] == {f"type {name}" for name in names[0]}
+
+
 def test_arrows_point_along_the_mean_step(drawn):
     from matplotlib.quiver import Quiver
 

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from scdeepclust._keys import ResultKeys
+from scdeepclust._labels import written_clusters
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,7 +49,10 @@ class GatedData:
         used = ~np.isnan(np.asarray(global_gates, dtype=float)).any(axis=1)
         self.genes = adata.var_names[used]
         self.labels = pd.Categorical(adata.obs[keys.labels])
-        self.global_gates = pd.DataFrame(np.asarray(global_gates)[used], index=self.genes, columns=_names(global_gates))
+        # of the labels as they are called now; missing for a label that is no cluster of the model any more
+        names = _current_names(adata, keys, self.labels, _names(global_gates))
+        gates = pd.DataFrame(np.asarray(global_gates, dtype=float)[used], index=self.genes, columns=names)
+        self.global_gates = gates.reindex(columns=self.labels.categories)
         self.gates = csr_matrix(adata.layers[keys.gates])[:, used]
         layer = adata.uns[keys.uns]["setup"].get("layer")
         self.counts = csr_matrix(adata.X if layer is None else adata.layers[layer])[:, used]
@@ -85,6 +89,15 @@ class GatedData:
             pd.DataFrame((total / sizes).T, index=self.genes, columns=self.labels.categories) for total in sums
         )
         return mean, opened, contribution
+
+
+def _current_names(adata: AnnData, keys: ResultKeys, labels: pd.Categorical, names: list[str]) -> list:
+    """The label that each cluster has now, or its own name where that says nothing."""
+    if keys.probabilities not in adata.obsm:
+        return names
+    of_labels = written_clusters(labels.codes, adata.obsm[keys.probabilities])
+    label_of = {cluster: labels.categories[code] for code, cluster in of_labels.items()}
+    return [label_of.get(cluster, f"no label, {name}") for cluster, name in enumerate(names)]
 
 
 def _names(global_gates) -> list[str]:

@@ -43,7 +43,7 @@ _PCS, _KMEANS_RESTARTS = 30, 100
 _SCORES = ("ARI", "NMI", "accuracy", "homogeneity", "completeness")
 
 ModelName = Annotated[str, typer.Option("--model", help="Clustering system, by its name in lower case.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same labels.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same labels.")]
 MaxEpochs = Annotated[
     int | None, typer.Option(min=0, help="Length of the clustering phase.", show_default="by number of cells")
 ]

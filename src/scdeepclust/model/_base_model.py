@@ -144,7 +144,7 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, StartLabelsMixin, 
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         is_query = bool(kwargs.get("source_registry"))
-        check_anndata(adata, layer, min_cells=1 if is_query else 2)
+        check_anndata(adata, layer, for_trained=is_query)
         keys: dict[str, str | list[str] | None] = {
             "batch_key": batch_key,
             "labels_key": None if is_query else labels_key,  # a query may come without labels

@@ -34,8 +34,8 @@ def row_blocks(adata: AnnData, layer: str | None) -> Iterator[csr_matrix]:
         yield csr_matrix(x[start : start + BLOCK])
 
 
-def check_anndata(adata: AnnData, layer: str | None, min_cells: int = 2) -> None:
-    """Raise a ValueError unless ``adata`` holds counts of at least ``min_cells`` cells.
+def check_anndata(adata: AnnData, layer: str | None, *, for_trained: bool = False) -> None:
+    """Raise a ValueError unless ``adata`` holds counts of at least 2 cells, or 1 for a trained model.
 
     Raises
     ------
@@ -45,8 +45,8 @@ def check_anndata(adata: AnnData, layer: str | None, min_cells: int = 2) -> None
     """
     if adata.is_view:
         raise ValueError("`adata` is a view of another AnnData. Run `adata = adata.copy()` first.")
-    if adata.n_obs < min_cells:
-        raise ValueError(f"`adata` has {adata.n_obs} cells; at least {min_cells} are needed.")
+    if adata.n_obs < (1 if for_trained else 2):
+        raise ValueError(f"`adata` has {adata.n_obs} cells; at least {1 if for_trained else 2} are needed.")
     if adata.n_vars < 1:
         raise ValueError("`adata` has no genes.")
     duplicated = adata.var_names[adata.var_names.duplicated()].unique()
@@ -58,17 +58,23 @@ def check_anndata(adata: AnnData, layer: str | None, min_cells: int = 2) -> None
     if count_matrix(adata, layer) is None:
         raise ValueError("`adata.X` is empty. Give the layer that holds the counts: `layer=...`.")
     where = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
-    n_empty = 0
+    empty = []
     for block in row_blocks(adata, layer):
         check_counts(block.data, where)
         n_entries = block.nnz
         block.sum_duplicates()  # of a copy: a block is read row by row
         if block.nnz < n_entries:
             raise ValueError(f"{where} stores some entries more than once. Run {where.strip('`')}.sum_duplicates().")
-        n_empty += int((np.asarray(block.sum(axis=1)).ravel() == 0).sum())
-    if n_empty:
+        empty.append(np.asarray(block.sum(axis=1)).ravel() == 0)
+    if n_empty := int(np.concatenate(empty).sum()):
+        example = adata.obs_names[int(np.concatenate(empty).argmax())]
         raise ValueError(
-            f"{where} has {n_empty} cells without any count. Run `scanpy.pp.filter_cells(adata, min_counts=1)`."
+            f"{where} has {n_empty} cells without any count in the {adata.n_vars} genes, such as {example!r}. "
+            + (
+                "Leave them out: `adata = adata[np.ravel(adata[:, model.gene_names_].X.sum(axis=1)) > 0].copy()`."
+                if for_trained
+                else "Run `scanpy.pp.filter_cells(adata, min_counts=1)`."
+            )
         )
 
 
@@ -115,12 +121,21 @@ def check_obs_keys(adata: AnnData, keys: Mapping[str, str | list[str] | None]) -
     for column in keys.get("continuous_covariate_keys") or []:
         if not np.isfinite(pd.to_numeric(adata.obs[column], errors="coerce")).all():
             raise ValueError(
-                f"`continuous_covariate_keys`: column {column!r} of `adata.obs` must hold finite numbers. Give categories "
-                "as `categorical_covariate_keys`."
+                f"`continuous_covariate_keys`: column {column!r} of `adata.obs` must hold finite numbers. Give "
+                "categories as `categorical_covariate_keys`."
             )
+    if batch is not None and batch in (keys.get("categorical_covariate_keys") or []):
+        raise ValueError(
+            f"`batch_key` and `categorical_covariate_keys` both have {batch!r}: once is enough. Give it as `batch_key` "
+            "alone, so that new batches can be mapped."
+        )
     size_factor = keys.get("size_factor_key")
-    if size_factor is not None and not (pd.to_numeric(adata.obs[size_factor], errors="coerce") > 0).all():
-        raise ValueError(f"`size_factor_key`: column {size_factor!r} of `adata.obs` must hold positive numbers.")
+    if size_factor is not None:
+        values = pd.to_numeric(adata.obs[size_factor], errors="coerce")
+        if not (np.isfinite(values) & (values > 0)).all():
+            raise ValueError(
+                f"`size_factor_key`: column {size_factor!r} of `adata.obs` must hold positive, finite numbers."
+            )
 
 
 def check_n_clusters(n_clusters: int | None, n_obs: int) -> None:

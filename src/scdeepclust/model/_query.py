@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,12 @@ class QueryMappingMixin(ArchesMixin):
         """
         reference = reference_model if isinstance(reference_model, cls) else cls.load(reference_model, adata=False)
         adata_matched = match_genes(adata, reference.gene_names_)
+        if adata_matched is not adata:
+            warnings.warn(
+                "`adata` has other genes than the model, or in another order: the query works on a copy with those of "
+                "the model. Write results with `query.write_back(adata)`.",
+                stacklevel=2,
+            )
         reference._check_categorical_covariates(adata_matched)
         query = super().load_query_data(adata_matched, reference, **kwargs)
         query.is_query_ = not kwargs.get("unfrozen", False)
@@ -95,7 +102,7 @@ class QueryMappingMixin(ArchesMixin):
     def _check_new_cells(self, adata: AnnData) -> None:
         """Raise a ValueError unless the model as it is can describe these cells; ``adata`` is only read."""
         setup = self.registry_["setup_args"]
-        check_anndata(adata.copy() if adata.is_view else adata, setup["layer"], min_cells=1)
+        check_anndata(adata.copy() if adata.is_view else adata, setup["layer"], for_trained=True)
         check_obs_keys(adata, {key: setup[key] for key in OBS_KEYS})
         self._check_categorical_covariates(adata)
         if (batch_key := setup["batch_key"]) is None:

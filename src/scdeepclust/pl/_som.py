@@ -156,9 +156,13 @@ def _node_values(adata: AnnData, key: str, results: dict, name: str) -> tuple[np
     """Value of each node (K,), and how to draw it."""
     keys, nodes = ResultKeys(key), results["map"]
     if name == "clusters":
-        # colours follow the clusters of the cells, as in every other plot
-        labels = obs_column(adata, keys.labels).astype("category").cat.categories.astype(str)
-        return labels.get_indexer(nodes["cluster"].astype(str)), {"categories": list(labels), "column": keys.labels}
+        # names and colours follow the labels of the cells, as in every other plot, even if they were renamed
+        labels = obs_column(adata, keys.labels).astype("category").cat
+        clusters = nodes["cluster"].astype(str)
+        of_cells = clusters.set_axis(nodes["node"].astype(str)).reindex(adata.obs[keys.node].astype(str))
+        codes = pd.crosstab(of_cells.to_numpy(), labels.codes.to_numpy()).idxmax(axis=1)
+        names = [str(category) for category in labels.categories]
+        return codes.reindex(clusters).fillna(-1).astype(int).to_numpy(), {"categories": names, "column": keys.labels}
     if name == "hits":
         return nodes["hits"].to_numpy(dtype=float), {"cmap": "Greys", "label": "cells"}
     if name == "u_matrix":

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from scdeepclust._keys import ResultKeys
+from scdeepclust._labels import written_clusters
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -100,7 +101,8 @@ def _partners(codes: np.ndarray, ref_codes: np.ndarray, n: int, n_ref: int) -> n
 def _votes(adata: AnnData, key: str, codes: np.ndarray, names: pd.Index) -> np.ndarray:
     """Votes of one clustering, cells x its clusters: stored probabilities, or 1 for the label."""
     stored = ResultKeys(key).probabilities
-    if stored not in adata.obsm:
+    columns = written_clusters(codes, adata.obsm[stored]) if stored in adata.obsm else {}
+    if not columns:
         return np.eye(len(names))[codes]
-    # columns are clusters "0", "1", ...; one without cells has no column of votes
-    return np.asarray(adata.obsm[stored], dtype=float)[:, names.astype(int)]
+    # a cluster without cells has no column of votes
+    return np.asarray(adata.obsm[stored], dtype=float)[:, [columns[code] for code in range(len(names))]]

@@ -55,6 +55,9 @@ def facet_report(model: MFCVAE | Sequence[MFCVAE], obs_keys: str | Sequence[str]
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     models = list(model) if isinstance(model, Sequence) else [model]
+    for each in models:
+        if not hasattr(each, "get_facets"):
+            raise ValueError(f"model: facets are those of an MFCVAE model, found {type(each).__name__}")
     first, others = models[0], models[1:]
     obs = first.adata.obs
     keys = [obs_keys] if isinstance(obs_keys, str) else list(obs_keys)

@@ -161,6 +161,8 @@ class _Seen:
     """Some cells as a model sees them, and the labels it would give them after a change of their expression."""
 
     def __init__(self, model: IDC, max_cells: int, seed: int):
+        if not hasattr(model, "get_gates"):
+            raise ValueError(f"`model`: gates are those of an IDC model, found {type(model).__name__}.")
         model._check_if_trained(warn=False)
         self.model = model
         n_obs = model.adata.n_obs

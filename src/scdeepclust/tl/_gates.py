@@ -70,7 +70,7 @@ def rank_gates(adata: AnnData, key: str = "idc", *, n_genes: int | None = None) 
             "contribution": contribution.loc[genes, cluster].to_numpy(),
             "gate": gate.loc[genes, cluster].to_numpy(),
             "open": opened.loc[genes, cluster].to_numpy(),
-            "global_gate": data.global_gates[str(cluster)].reindex(genes).to_numpy(),
+            "global_gate": data.global_gates[cluster].reindex(genes).to_numpy(),
             "log2_fold_change": fold_change[cluster].reindex(genes).to_numpy(),
             "wilcoxon_rank": wilcoxon[cluster].reindex(genes).to_numpy(),
         }

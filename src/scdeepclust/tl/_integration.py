@@ -89,6 +89,8 @@ def benchmark_integration(
 def _check(adata: AnnData, own: dict[str, str | None], batch_key: str, label_key: str) -> None:
     if not own:
         raise ValueError("`embeddings` is empty; name at least one embedding in `adata.obsm`.")
+    if batch_key == label_key:
+        raise ValueError(f"`batch_key` and `label_key` are both {batch_key!r}; batches and cell types are two columns.")
     missing = [name for name in own if name not in adata.obsm]
     if missing:
         raise ValueError(
