@@ -84,3 +84,13 @@ def test_bad_keys():
     adata.obs["b"] = pd.Categorical.from_codes([0, -1], ["0"])
     with pytest.raises(ValueError, match="1 cells"):
         sdc.tl.consensus(adata, ["a", "b"])
+
+
+def test_votes_come_from_the_columns_of_the_clusters_that_have_cells():
+    """Clustering a uses "0" and "2": the second vote is in the third column."""
+    adata = labelled(a=["0", "0", "2", "2"], b=["0", "0", "1", "0"])
+    adata.obsm["a_probabilities"] = np.array([[1, 0, 0], [1, 0, 0], [0, 0, 1], [0.2, 0.0, 0.8]])
+    adata.obsm["b_probabilities"] = np.array([[1, 0], [1, 0], [0, 1], [0.7, 0.3]])
+    found = sdc.tl.consensus(adata, ["a", "b"])
+    assert found["consensus"].tolist() == ["0", "0", "1", "1"]  # the last by 1.1 votes to 0.9
+    assert found["agreement"].tolist() == [1, 1, 1, 0.5]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from scdeepclust.train import crossed_groups, shared_information
+from scdeepclust.train import _facets, crossed_groups, shared_information
 from scdeepclust.train._facets import _additive_effects, _assign
+from scdeepclust.train._init import _means_and_sizes, kmeans_labels
 
 
 def crossed_points(n_clusters: int, n_groups: int, seed: int, n: int = 600):
@@ -56,3 +58,17 @@ def test_shared_information():
     assert shared_information(np.outer([1, 2, 3], [4, 5])) == pytest.approx(0, abs=1e-12)
     assert shared_information(np.diag([1.0, 2.0])) == pytest.approx(1)
     assert shared_information(np.array([[3.0, 4.0]])) == 1
+
+
+def test_the_ratio_is_to_as_many_free_means_of_ordinary_clusters(monkeypatch):
+    """4 clusters and 2 groups have 4 + 2 - 1 free means; restated from the effects that were found."""
+    monkeypatch.setattr(_facets, "N_STARTS", 20)
+    points, _, _ = crossed_points(4, 2, 0)
+    centers, sizes = _means_and_sizes(points, kmeans_labels(points, 60, n_init=3, seed=0))
+    ratio, effects = _facets._best_crossing(centers, sizes, 4, 2, seed=0)
+    clusters, groups, distances = _assign(centers, *effects)
+    table = np.zeros((4, 2))
+    np.add.at(table, (clusters, groups), sizes)
+    error = (sizes @ distances) * (1 + _facets.DEPENDENCE_PENALTY * shared_information(table))
+    ordinary = KMeans(5, n_init=10, random_state=0).fit(centers, sample_weight=sizes).inertia_
+    assert ratio == pytest.approx(error / ordinary, rel=1e-6)

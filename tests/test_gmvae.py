@@ -476,3 +476,14 @@ def test_sampling_of_the_module_is_that_of_scvi(trained):
     assert isinstance(trained.module, BaseModuleClass)
     draws = trained.posterior_predictive_sample(n_samples=2, indices=[0, 1, 2])
     assert draws.shape == (3, trained.adata.n_vars, 2)
+
+
+def test_noise_on_the_input_ends_where_the_clusters_begin():
+    module = small_module(dropout_rate=0.0).train()
+    module.input_noise = 2.0
+    inputs = module._get_inference_input(minibatch())
+    first, second = (module.inference(**inputs)["z_mean"] for _ in range(2))
+    assert (first - second).abs().max() > 1e-3
+    module.mixture.initialised.fill_(True)
+    first, second = (module.inference(**inputs)["z_mean"] for _ in range(2))
+    torch.testing.assert_close(first, second)

@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 import scdeepclust as sdc
 from scdeepclust.model import IDC
-from scdeepclust.model._idc_module import SIGMA
+from scdeepclust.model._idc_module import ALMOST_ALL, SIGMA
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -380,3 +380,35 @@ def test_drawings(trained):
     with pytest.raises(ValueError, match="found row 800"):
         sdc.pl.cell_gates(adata, 800)
     plt.close("all")
+
+
+def test_the_wanted_number_of_genes_falls_by_the_same_factor_in_each_step(trained):
+    module, tensors = trained[0].module.eval(), minibatch(trained[0])
+    wanted = []
+    with torch.no_grad():
+        for weight in (0.0, 0.25, 0.5, 0.75, 1.0):
+            module(tensors, loss_kwargs={"phase": "pretrain", "kl_weight": weight})
+            wanted.append(module.n_wanted)
+    np.testing.assert_allclose(wanted, np.geomspace(ALMOST_ALL * 400, 40, 5))
+
+
+def test_the_clustering_head_sees_codes_of_unit_variance(trained):
+    module = trained[0].module
+    z = 3 + torch.randn(500, module.n_latent) * torch.linspace(0.1, 2, module.n_latent)
+    other = type(module)(400, n_clusters=0, n_latent=module.n_latent)
+    other.start_clusters(z, torch.arange(500) % 3)
+    seen = other.standardised(z)
+    torch.testing.assert_close(seen.mean(dim=0), torch.zeros(module.n_latent), rtol=0, atol=1e-4)
+    assert seen.square().mean().item() == pytest.approx(1, rel=1e-4)
+
+
+def test_forgetting_the_clusters_forgets_the_offset_of_their_gates(adata):
+    model = fitted(adata, pretrain_epochs=20, max_epochs=10)
+    module = model.module
+    offset = module.budget.offset.clone()
+    assert module.global_budget.offset != 0
+    module.forget_clusters(3)
+    assert module.global_budget.offset == 0
+    assert module.budget.offset.equal(offset)
+    assert module.z_scale == 0
+    assert (module.global_gates == 0.5).all()

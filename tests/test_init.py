@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from scdeepclust.train import _init as init_module
 from scdeepclust.train import initial_labels, nearest
-from scdeepclust.train._init import merge_centers
+from scdeepclust.train._init import merge_centers, merge_costs
 
 
 def blobs(sizes, seed=0, spread=1.0, distance=8.0, dimensions=5):
@@ -116,3 +116,11 @@ def test_nearest_is_the_nearest():
     centers = points[[0, 40]]
     expected = ((points[:, None] - centers) ** 2).sum(-1).argmin(1)
     np.testing.assert_array_equal(nearest(points, centers), expected)
+
+
+def test_the_cost_of_a_merge_is_that_of_ward_for_small_groups_and_a_distance_for_large_ones():
+    centers, sizes = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]), np.array([10.0, 40.0, 40.0])
+    cost = merge_costs(centers, sizes, average=12.0)
+    assert cost[0, 1] == cost[1, 0] == pytest.approx(25 * 8 / (8 + 12))  # 10 * 40 / 50 = 8 cells
+    assert cost[0, 2] == pytest.approx(1 * 8 / (8 + 12))
+    assert cost[1, 2] == pytest.approx(18 * 20 / (20 + 12))

@@ -14,6 +14,9 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import scdeepclust as sdc
 from scdeepclust.model import MFCVAE
+from scdeepclust.model._mfcvae_module import FREE_BITS, MFCVAEModule
+from scdeepclust.nn import Covariates
+from scdeepclust.nn import dependence as hsic
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -312,3 +315,99 @@ def test_type_and_stimulation_are_found_in_different_facets(real_data):
     assert report.loc["facet1", "nmi[cell_type]"] < 0.15
     top = {gene for name, column in model.get_facet_loadings(1).items() for gene in column.nlargest(20).index}
     assert {"ISG15", "IFI6", "IFIT1", "IFIT3", "MX1", "ISG20"} <= top
+
+
+def test_the_kl_weight_and_the_free_bits_are_those_of_the_facet_that_enters(crossed):
+    _, model = crossed
+    module = model.module
+    tensors, outputs = outputs_of(model)
+    outputs = outputs | {"z_mean": outputs["z_mean"] + 2}  # far from the prior: no free bits
+    with torch.inference_mode():
+        generated = module.generative(**module._get_generative_input(tensors, outputs))
+
+        def loss(phase, kl_weight):
+            return module.loss(tensors, outputs, generated, phase=phase, kl_weight=kl_weight).loss
+
+        kl = [module.divergence(outputs, j).mean() for j in (0, 1)]
+        assert all(value > FREE_BITS * size for value, size in zip(kl, (16, 4), strict=True))
+        change = loss("facet1", 1.0) - loss("facet1", 0.25)  # the prior of the main facet has its full weight
+        torch.testing.assert_close(change, 0.75 * kl[1], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(loss("mixture", 0.25), loss("mixture", 1.0))
+        change = loss("pretrain", 1.0) - loss("pretrain", 0.25)
+        torch.testing.assert_close(change, 0.75 * (kl[0] + kl[1]), rtol=1e-3, atol=1e-3)
+        # a facet that says less than a quarter of a nat a dimension costs no more than that
+        silent = outputs | {name: outputs[name].clone() for name in ("z_mean", "z_log_var")}
+        mixture = module.mixtures[1]
+        silent["z_mean"][:, 16:] = mixture.means[0]
+        silent["z_log_var"][:, 16:] = mixture.clamped_log_var
+        assert module.divergence(silent, 1).mean() < 1
+        other = silent | {"z_log_var": silent["z_log_var"].clone()}
+        other["z_log_var"][:, 16:] += 0.1
+        losses = [module.loss(tensors, q, generated, phase="facet1").loss for q in (silent, other)]
+        torch.testing.assert_close(*losses)
+
+
+def three_facets(n_clusters=(3, 2, 4)) -> MFCVAEModule:
+    """Untrained, with all facets open and components of different weights."""
+    torch.manual_seed(0)
+    module = MFCVAEModule(
+        12, n_clusters=n_clusters[0], n_facet_clusters=n_clusters[1:], n_latent=3, n_facet_latent=2, n_hidden=8,
+        n_batch=2, input_noise=0.0,
+    )  # fmt: skip
+    module.set_data_statistics(np.zeros(12), np.ones(12), 20.0, np.array([0.3, 0.7]))
+    with torch.no_grad():
+        for j, mixture in enumerate(module.mixtures):
+            mixture.means.normal_()
+            mixture.logits.normal_()
+            mixture.initialised.fill_(True)
+            module.set_fade(j, 1.0)
+    return module.eval()
+
+
+def test_the_dependence_is_a_sum_over_all_pairs_of_open_facets():
+    module = three_facets()
+    q = {"z_mean": torch.randn(40, 7), "z_log_var": torch.zeros(40, 7)}
+    q["z_mean"][:, 5] += q["z_mean"][:, 3]
+    a, b, c = q["z_mean"].split([3, 2, 2], dim=1)
+    torch.testing.assert_close(module.facet_dependence(q), hsic(a, b) + hsic(a, c) + hsic(b, c))
+    module.close_facet(1)
+    torch.testing.assert_close(module.facet_dependence(q), hsic(a, c))
+    module.mixtures[2].initialised.fill_(False)  # has not entered yet
+    assert module.facet_dependence(q) == 0
+
+
+def test_denoised_expression_is_averaged_over_batches_and_the_components_of_other_facets():
+    module = three_facets()
+    z, batch = torch.randn(5, 7), torch.zeros(5, 1, dtype=torch.long)
+    expected = torch.zeros(5, 12)
+    with torch.no_grad():
+        for k, weight in enumerate(module.mixtures[1].log_weights.exp()):
+            for m, other in enumerate(module.mixtures[2].log_weights.exp()):
+                means = torch.cat([module.mixtures[1].means[k], module.mixtures[2].means[m]]).expand(5, -1)
+                code = torch.cat([z[:, :3], means], dim=1)
+                for b, share in enumerate((0.3, 0.7)):
+                    scores = module.decoder(code, Covariates(torch.full_like(batch, b))).scores
+                    expected += weight * other * share * torch.softmax(scores, dim=1)
+        found = module.denoised_expression(z, Covariates(batch))
+    torch.testing.assert_close(found.square(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.square().sum(dim=1), torch.ones(5))
+
+
+def test_an_opened_facet_separates_its_groups_at_unit_scale():
+    module = three_facets((3, 0, 0))
+    groups = torch.arange(60) % 3
+    features = torch.randn(60, 8) * torch.linspace(0.5, 5, 8) + 7
+    features[:, 0] += 4 * (groups == 1)
+    features[:, 1] += 4 * (groups == 2)
+    groups[::10] = -1  # unknown
+    module.open_facet(1, features, groups)
+    with torch.no_grad():
+        mean, log_var = module.heads[1](features).chunk(2, dim=1)
+    known = groups >= 0
+    torch.testing.assert_close(mean[known].mean(dim=0), torch.zeros(2), rtol=0, atol=1e-4)
+    torch.testing.assert_close(mean[known].std(dim=0), torch.ones(2), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(log_var, torch.full_like(log_var, np.log(0.1)))
+    # the components lie on the groups
+    expected = torch.stack([mean[groups == k].mean(dim=0) for k in range(3)])
+    torch.testing.assert_close(module.mixtures[1].means.detach(), expected, rtol=1e-4, atol=1e-4)
+    assert module.mixtures[1].n_components == 3

@@ -340,3 +340,31 @@ def test_the_same_seed_gives_identical_results_in_two_processes(model_cls, tmp_p
         _, errors = process.communicate()
         assert process.returncode == 0, errors.decode()
     np.testing.assert_array_equal(*map(np.load, paths))
+
+
+@pytest.mark.parametrize("n_known", [1, 3])
+def test_new_batches_start_as_the_mean_of_the_known_ones(model_cls, adata, n_known):
+    codes = np.arange(adata.n_obs) % 5
+    adata.obs["batch"] = pd.Categorical.from_codes(codes, list("abcde"))
+    known = adata[codes < n_known].copy()
+    model_cls.setup_anndata(known, batch_key="batch")
+    reference = model_cls(known, n_clusters=4, dispersion="gene-batch")
+    reference.train(**SHORT)
+    query = model_cls.load_query_data(adata[codes >= 3].copy(), reference)
+    old_state = reference.module.state_dict()
+    grown = set()
+    for name, new in query.module.state_dict().items():
+        old = old_state[name]
+        if new.shape == old.shape:
+            continue
+        grown.add(name.split(".")[0])
+        if name == "batch_frequencies":
+            expected = torch.cat([old, torch.zeros(2)])
+        elif name.endswith("log_theta"):
+            expected = torch.cat([old, old.mean(dim=0).expand(2, -1)])
+        elif n_known == 1:  # a single batch has no column: all start without effect
+            expected = torch.cat([old, torch.zeros(len(old), 3)], dim=1)
+        else:
+            expected = torch.cat([old, old[:, -3:].mean(dim=1, keepdim=True).expand(-1, 2)], dim=1)
+        torch.testing.assert_close(new, expected, msg=name)
+    assert grown >= {"decoder", "batch_frequencies"}

@@ -92,3 +92,25 @@ def test_the_plot_marks_the_shortlist():
     np.testing.assert_allclose(ax.lines[0].get_ydata(), table["separation"])
     with pytest.raises(ValueError, match="estimate_n_clusters"):
         sdc.pl.n_clusters(table.drop(columns="rank"))
+
+
+def test_the_cost_of_a_merge_grows_with_the_root_of_the_sizes():
+    """Three groups: by Ward's criterion (without the root) the two small ones would be merged first."""
+    sizes, places = np.array([200, 50, 50]), np.array([0.0, 3.0, 6.6])
+    truth = np.repeat([0, 1, 2], sizes)
+    points = (places[truth] + np.tile([-0.05, 0.05], 150))[:, None]  # six sites, as many as micro-clusters
+    separation, (labels,) = merge_path(points, 2)
+    assert adjusted_rand_score(np.minimum(truth, 1), labels) < adjusted_rand_score(truth == 2, labels) == 1
+    joined = np.average(places[:2], weights=sizes[:2])
+
+    def cost(n, m, distance):
+        return np.sqrt(n * m / (n + m) / 300) * distance**2 / points.var()
+
+    np.testing.assert_allclose(separation, [cost(250, 50, 6.6 - joined), cost(200, 50, 3.0)], rtol=1e-6)
+
+
+def test_the_shortlist_stays_within_a_factor_of_two_of_the_guess():
+    gap = pd.Series(0.1, index=np.arange(2, 21)) + pd.Series({2: 1.0, 11: 2.0, 20: 3.0, 3: 0.5, 10: 0.4}).reindex(
+        np.arange(2, 21), fill_value=0.0
+    )
+    assert shortlist(gap, guess=5) == [5, 3, 10]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import scdeepclust as sdc
-from scdeepclust.train import NonFiniteLossError, epochs_for_steps, one_thread, split_cells
+from scdeepclust.train import FadeIn, NonFiniteLossError, epochs_for_steps, one_thread, split_cells
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -240,3 +241,15 @@ def test_seeded_training_does_not_depend_on_the_state_of_the_generator(adata):
     finally:
         scvi.settings.seed = None
     np.testing.assert_array_equal(*results)
+
+
+def test_a_fade_in_rises_step_by_step_to_one_at_its_share_of_the_phase():
+    weights = []
+    fade = FadeIn(weights.append, 0.5)
+    for step in range(20):
+        trainer = SimpleNamespace(max_epochs=5, num_training_batches=4, global_step=step, current_epoch=step // 4)
+        fade.on_train_batch_start(trainer, None, None, step % 4)
+    np.testing.assert_allclose(weights, np.minimum(np.arange(1, 21) / 10, 1))
+    fade.set_weight(0.0)
+    fade.on_train_end(trainer, None)  # also of a phase that was cut short
+    assert weights[-1] == 1

@@ -18,7 +18,8 @@ from sklearn.metrics import adjusted_rand_score
 import scdeepclust as sdc
 from scdeepclust._keys import CELL_INDEX
 from scdeepclust.model import SOMVAE
-from scdeepclust.nn import neighbourhood
+from scdeepclust.model._somvae import SOMVAEModule
+from scdeepclust.nn import Grid, neighbourhood
 from scdeepclust.train import FINAL_RADIUS, vote_regions
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
@@ -452,3 +453,19 @@ def test_drawings_say_what_is_missing(drawn, adata):
     fitted(adata).write_back()
     with pytest.raises(ValueError, match="no transitions"):
         sdc.pl.transitions(adata)
+
+
+def test_the_map_starts_at_the_means_of_the_cells_in_units_of_their_median_spread():
+    generator = torch.Generator().manual_seed(0)
+    node = torch.tensor([0, 0, 0, 2, 2, 2, 2, 5])  # nodes 1, 3 and 4 have no cells
+    z = torch.randn(8, 3, generator=generator) + 5 * node[:, None]
+    z[7] += 100  # a cell alone on its node; and one that lies far from the others of its own
+    z[0, 0] += 20
+    module = SOMVAEModule(10, n_clusters=0, n_latent=3)
+    module.start_map(z, node, Grid(2, 3), torch.tensor([0, 0, 1, 0, 1, 1]), 2)
+    means = torch.stack([z[node == k].mean(dim=0) for k in (0, 2, 5)])
+    torch.testing.assert_close(module.codebook.detach()[[0, 2, 5]], means, rtol=1e-2, atol=1e-2)
+    spread = (z - module.codebook.detach()[node]).square().sum(dim=1)
+    torch.testing.assert_close(module.scale, spread.median())
+    distances = (z[:, None] - module.codebook.detach()).square().sum(dim=2)
+    torch.testing.assert_close(module.distances(z).detach(), distances / spread.median(), rtol=1e-3, atol=1e-2)

@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 
 from scdeepclust.tl._time import _permuted, flow_statistics
 from scdeepclust.train import are_sequences, cell_pairs, count_pairs, time_codes
+from scdeepclust.train._time import TRANSPORT_CELLS, _populations
 
 
 def test_times_are_coded_in_their_order():
@@ -104,3 +105,44 @@ def test_times_are_permuted_within_trajectories():
         assert sorted(permuted[trajectory == of]) == sorted(time[trajectory == of])
     draws = {tuple(_permuted(time, trajectory, rng)) for _ in range(50)}
     assert len(draws) > 10
+
+
+@pytest.mark.parametrize(("n_now", "n_later"), [(300, 1200), (1200, 300), (1, 700)])
+def test_no_coupling_is_larger_than_a_minibatch_and_each_cell_is_in_one(n_now, n_later):
+    time = np.repeat([0, 1], [n_now, n_later])
+    parts = list(_populations(time, None, np.random.default_rng(0)))
+    for side, n in zip(zip(*parts, strict=True), (n_now, n_later), strict=True):
+        cells = np.concatenate(side)
+        np.testing.assert_array_equal(np.sort(cells), np.flatnonzero(time == time[cells[0]]))
+        assert len(cells) == n
+        if n_now > 1:  # a lone cell has to meet all of the next time
+            assert max(map(len, side)) <= TRANSPORT_CELLS
+
+
+def test_permutations_that_reach_the_observed_value_count_against_it(monkeypatch):
+    """If permuting changes nothing, nothing is more than chance."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from scdeepclust.tl import _time
+
+    time, trajectory = np.tile([0, 1, 2], 4), np.repeat(np.arange(4), 3)
+    cluster = torch.as_tensor(np.tile([0, 1, 2], 4))
+    model = SimpleNamespace(
+        _check_if_trained=lambda warn: None,
+        _setup_arg=lambda name: name,
+        _times=lambda cells: (time, trajectory),
+        _node_distances=lambda: 1 - torch.eye(3)[cluster],
+        _time_pairs=lambda cells, points, times, trajectory: cell_pairs(times, trajectory, np.zeros((12, 1))),
+        adata=SimpleNamespace(n_obs=12),
+        module=SimpleNamespace(node_cluster=torch.arange(3)),
+        n_clusters=3,
+    )
+    observed = _time.time_control(model, n_permutations=19).loc["direction"]
+    assert observed["observed"] == 1
+    assert 1 / 20 <= observed["p_value"] < 0.5
+    monkeypatch.setattr(_time, "_permuted", lambda time, trajectory, rng: time)
+    table = _time.time_control(model, n_permutations=4)
+    np.testing.assert_allclose(table["p_value"], 1)
+    np.testing.assert_allclose(table["excess"], 0)
