@@ -72,6 +72,8 @@ def test_getters_have_the_documented_shapes(model_cls, adata):
     latent = model.get_latent_representation()
     assert latent.shape == (adata.n_obs, model.module.n_latent)
     assert latent.dtype == np.float32
+    totals = np.asarray(adata.X.sum(axis=1))
+    np.testing.assert_allclose(model.get_latent_library_size(indices=[3, 1]), totals[[3, 1]], rtol=1e-5)
     expression = model.get_normalized_expression(indices=[0, 1], transform_batch=str(adata.obs["batch"].iloc[0]))
     assert expression.shape == (2, adata.n_vars)
     np.testing.assert_allclose(expression.sum(axis=1), 1, rtol=1e-4)

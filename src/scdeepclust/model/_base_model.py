@@ -316,6 +316,29 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, StartLabelsMixin, 
         blocks = [self._encode(tensors)["z_mean"] for tensors in self._minibatches(adata, indices, batch_size)]
         return torch.cat(blocks).float().cpu().numpy()
 
+    def get_latent_library_size(
+        self,
+        adata: AnnData | None = None,
+        indices: Indices = None,
+        give_mean: bool = True,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Library size of each cell: observed, not latent (its total count, or from ``size_factor_key``).
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`predict`.
+        give_mean
+            Has no effect, because there is no distribution; for code written for scVI.
+
+        Returns
+        -------
+        Array of shape (n_cells, 1), in counts.
+        """
+        blocks = [self._encode(tensors)["log_library"] for tensors in self._minibatches(adata, indices, batch_size)]
+        return torch.cat(blocks).exp().reshape(-1, 1).cpu().numpy()
+
     # -- results into AnnData -----------------------------------------------------------------------------------------
 
     def write_back(self, adata: AnnData | None = None, key_added: str | None = None) -> None:
