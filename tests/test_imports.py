@@ -19,7 +19,7 @@ API_PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 PUBLIC_MODULES = ("datasets", "model", "pl", "tl")
 
 # A part may import from parts with a smaller number and from itself.
-ORDER = ("_compat _files _keys datasets", "_gated nn", "train", "model", "tl pl", "cli")
+ORDER = ("_compat _files _keys _labels datasets", "_gated nn", "train", "model", "tl pl", "cli")
 LAYERS = {part: number for number, parts in enumerate(ORDER) for part in parts.split()}
 
 

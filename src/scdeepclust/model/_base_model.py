@@ -317,11 +317,7 @@ class ClusteringModel(PhasedTrainingMixin, QueryMappingMixin, StartLabelsMixin, 
         return torch.cat(blocks).float().cpu().numpy()
 
     def get_latent_library_size(
-        self,
-        adata: AnnData | None = None,
-        indices: Indices = None,
-        give_mean: bool = True,
-        batch_size: int | None = None,
+        self, adata: AnnData | None = None, indices: Indices = None, give_mean=True, batch_size: int | None = None
     ) -> np.ndarray:
         """Library size of each cell: observed, not latent (its total count, or from ``size_factor_key``).
 
