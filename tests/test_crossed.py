@@ -72,3 +72,14 @@ def test_the_ratio_is_to_as_many_free_means_of_ordinary_clusters(monkeypatch):
     error = (sizes @ distances) * (1 + _facets.DEPENDENCE_PENALTY * shared_information(table))
     ordinary = KMeans(5, n_init=10, random_state=0).fit(centers, sample_weight=sizes).inertia_
     assert ratio == pytest.approx(error / ordinary, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_groups_may_be_the_stronger_signal(seed):
+    """Groups that spread several times as much as the clusters are still the groups: there are fewer of them."""
+    rng = np.random.default_rng(seed)
+    clusters, groups = rng.integers(5, size=600), rng.integers(3, size=600)
+    points = np.concatenate([6 * np.eye(5)[clusters], 20 * np.eye(3)[groups]], axis=1) + rng.normal(size=(600, 8))
+    found = crossed_groups(points, 5)
+    assert adjusted_rand_score(groups, found.labels) > 0.95
+    assert found.ratio < 1

@@ -71,7 +71,8 @@ def check_anndata(adata: AnnData, layer: str | None, *, for_trained: bool = Fals
         raise ValueError(
             f"{where} has {n_empty} cells without any count in the {adata.n_vars} genes, such as {example!r}. "
             + (
-                "Leave them out: `adata = adata[np.ravel(adata[:, model.gene_names_].X.sum(axis=1)) > 0].copy()`."
+                f"Leave them out: `adata[np.ravel({where[1:-1].replace('adata', 'adata[:, model.gene_names_]')}"
+                ".sum(axis=1)) > 0].copy()`."
                 if for_trained
                 else "Run `scanpy.pp.filter_cells(adata, min_counts=1)`."
             )
