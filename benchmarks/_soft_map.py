@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scdeepclust._keys import CELL_INDEX
 from scdeepclust.model import SOMVAE
-from scdeepclust.model._somvae import SOMVAEModule
+from scdeepclust.model.somvae import SOMVAEModule
 
 # Degrees of freedom of the Student-t kernel, as published.
 FREEDOM = 10.0

@@ -19,12 +19,12 @@ API_PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 PUBLIC_MODULES = ("datasets", "model", "pl", "tl")
 
 # A part may import from parts with a smaller number and from itself.
-ORDER = ("_compat _files _keys _labels datasets", "_gated nn", "train", "model", "tl pl", "cli")
+ORDER = ("_compat _keys datasets", "nn", "train", "model", "tl", "pl", "cli")
 LAYERS = {part: number for number, parts in enumerate(ORDER) for part in parts.split()}
 
 
 def part_of(path: Path) -> str:
-    """'model' for model/_gmvae.py and for a single file model.py."""
+    """'model' for model/gmvae/_model.py, and '_keys' for the single file _keys.py."""
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 

@@ -74,6 +74,11 @@ def diag_gaussian_log_prob(z: Tensor, means: Tensor, log_var: Tensor) -> Tensor:
     return z @ scaled_means.T + (z.square() @ (-0.5 * precision).T + constant)
 
 
+def standard_normal_kl(mean: Tensor, log_var: Tensor) -> Tensor:
+    """KL of N(mean, exp(log_var)) from N(0, I), (B,), for arguments (B, D)."""
+    return 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(dim=-1)
+
+
 class GaussianMixture(nn.Module):
     """Mixture of diagonal Gaussians with learned means, variances and weights.
 
@@ -194,51 +199,6 @@ class GaussianMixture(nn.Module):
         if isinstance(self.logits, nn.Parameter):
             self.logits.copy_((sizes / sizes.sum()).log())
         self.initialised.fill_(True)
-
-
-class StyleOffsets(nn.Module):
-    """How a continuous style variable w moves and scales the components of a mixture.
-
-    The last layer starts at zero, that is at a mixture which does not depend on w: a random start would let w, which
-    is free for every cell, take over what the components should explain.
-
-    Parameters
-    ----------
-    n_w
-        Dimension of w.
-    n_components
-        Number of components K.
-    n_latent
-        Dimension D of the space of the mixture.
-    n_hidden
-        Width of the hidden layer.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scdeepclust.nn import StyleOffsets
-    >>> means, log_var = StyleOffsets(2, n_components=3, n_latent=5)(torch.randn(7, 2))
-    >>> means.shape, log_var.shape
-    (torch.Size([7, 3, 5]), torch.Size([7, 3, 5]))
-    """
-
-    def __init__(self, n_w: int, n_components: int, n_latent: int, n_hidden: int = 64) -> None:
-        super().__init__()
-        self.n_latent = n_latent
-        self.hidden = nn.Sequential(nn.Linear(n_w, n_hidden), nn.GELU(), nn.LayerNorm(n_hidden))
-        self.offsets = nn.Parameter(torch.zeros(n_components, 2 * n_latent, n_hidden))
-
-    def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Offsets of means and log-variances, each (..., K, D), for w of shape (..., n_w)."""
-        n_components, n_out, n_hidden = self.offsets.shape
-        flat = self.hidden(w) @ self.offsets.view(-1, n_hidden).T  # (..., K * 2D)
-        means, log_var = flat.unflatten(-1, (n_components, n_out)).chunk(2, dim=-1)
-        return means, log_var
-
-    @torch.no_grad()
-    def select(self, order: Tensor) -> None:
-        """Renumber the components as :meth:`GaussianMixture.select` does."""
-        self.offsets = nn.Parameter(self.offsets[order])
 
 
 def _mean_by_label(rows: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scdeepclust._gated import GatedData
 from scdeepclust._keys import ResultKeys
 from scdeepclust.pl._style import PALETTE
+from scdeepclust.tl._gated import GatedData
 
 if TYPE_CHECKING:
     from anndata import AnnData

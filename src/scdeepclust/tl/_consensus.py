@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from scdeepclust._keys import ResultKeys
-from scdeepclust._labels import written_clusters
+from scdeepclust.tl._labels import written_clusters
 
 if TYPE_CHECKING:
     from anndata import AnnData

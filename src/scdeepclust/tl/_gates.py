@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scdeepclust._gated import GatedData
+from scdeepclust.tl._gated import GatedData
 
 if TYPE_CHECKING:
     from anndata import AnnData

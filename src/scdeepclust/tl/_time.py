@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scdeepclust.train import are_sequences, count_pairs
-
 if TYPE_CHECKING:
     from scdeepclust.model import SOMVAE
 
@@ -54,6 +52,8 @@ def time_control(model: SOMVAE, *, n_permutations: int = 20, seed: int = 0) -> p
     >>> list(sdc.tl.time_control(model, n_permutations=3).index)
     ['direction', 'change', 'information']
     """
+    from scdeepclust.model.somvae._cell_pairs import are_sequences, count_pairs
+
     model._check_if_trained(warn=False)
     if model._setup_arg("time_key") is None:
         raise ValueError("The control needs times: register the data with `time_key` in `setup_anndata`.")

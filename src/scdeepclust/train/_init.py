@@ -131,7 +131,7 @@ def merged_labels(points: np.ndarray, n_clusters: int, *, n_init: int = 3, seed:
     """
     from sklearn.metrics import adjusted_rand_score
 
-    sample = _sample(points, seed)
+    sample = sample_points(points, seed)
     centers = [
         _merged_centers(sample, n_clusters, n_init=n_init, seed=N_CANDIDATES * seed + i) for i in range(N_CANDIDATES)
     ]
@@ -143,17 +143,17 @@ def merged_labels(points: np.ndarray, n_clusters: int, *, n_init: int = 3, seed:
 def _merged_centers(points: np.ndarray, n_clusters: int, *, n_init: int, seed: int) -> np.ndarray:
     """Centres of merged micro-clusters after k-means steps."""
     micro = kmeans_labels(points, min(N_MICRO * n_clusters, len(points)), n_init=n_init, seed=seed)
-    centers = merge_centers(*_means_and_sizes(points, micro), n_clusters)
+    centers = merge_centers(*means_and_sizes(points, micro), n_clusters)
     for _ in range(20):
-        moved = _means_and_sizes(points, nearest(points, centers))[0]
+        moved = means_and_sizes(points, nearest(points, centers))[0]
         if len(moved) < n_clusters or np.allclose(moved, centers):
             break
         centers = moved
     return centers
 
 
-def _means_and_sizes(points: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means and sizes of the labels that have points."""
+def means_and_sizes(points: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means (k, D) and sizes (k,) of the labels that have points."""
     sizes = np.bincount(labels)
     sums = np.stack([np.bincount(labels, weights=column) for column in points.T], axis=1)
     used = sizes > 0
@@ -205,7 +205,7 @@ def kmeans_labels(points: np.ndarray, n_clusters: int, *, n_init: int = 10, seed
     from sklearn.cluster import KMeans
 
     with one_thread():
-        fit = KMeans(n_clusters, n_init=n_init, random_state=seed).fit(_sample(points, seed))
+        fit = KMeans(n_clusters, n_init=n_init, random_state=seed).fit(sample_points(points, seed))
         return fit.predict(points).astype(np.int64)
 
 
@@ -217,7 +217,7 @@ def gmm_labels(points: np.ndarray, n_clusters: int, *, n_init: int = 10, seed: i
     means = np.stack([points[start == k].mean(axis=0) for k in range(n_clusters)])
     with one_thread():
         fit = GaussianMixture(n_clusters, covariance_type="tied", means_init=means, random_state=seed)
-        return fit.fit(_sample(points, seed)).predict(points).astype(np.int64)
+        return fit.fit(sample_points(points, seed)).predict(points).astype(np.int64)
 
 
 def leiden_labels(
@@ -236,7 +236,7 @@ def leiden_labels(
     On more than :data:`MAX_POINTS` points the graph is built on a sample, and the other points get the label of their
     nearest cluster mean.
     """
-    sample = _sample(points, seed)
+    sample = sample_points(points, seed)
     graph = _neighbour_graph(sample, n_neighbors)
     labels = _leiden(graph, resolution, seed)
     low, high, finer = 0.0, None, None
@@ -263,7 +263,7 @@ def _joined(points: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarr
     """Join the groups whose means are closest until ``n_clusters`` are left."""
     from scipy.cluster.hierarchy import fcluster, ward
 
-    means, _ = _means_and_sizes(points, labels)
+    means, _ = means_and_sizes(points, labels)
     return (fcluster(ward(means), n_clusters, criterion="maxclust") - 1)[labels].astype(np.int64)
 
 
@@ -301,7 +301,7 @@ def _leiden(graph: AnnData, resolution: float, seed: int) -> np.ndarray:
     return graph.obs["k"].astype(int).to_numpy().astype(np.int64)
 
 
-def _sample(points: np.ndarray, seed: int) -> np.ndarray:
+def sample_points(points: np.ndarray, seed: int) -> np.ndarray:
     """At most :data:`MAX_POINTS` of the points, in their order."""
     if len(points) <= MAX_POINTS:
         return points

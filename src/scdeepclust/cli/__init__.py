@@ -1,0 +1,11 @@
+"""The command line: counts in, clusters out, without a line of Python.
+
+Only typer and rich are imported at the top of these files, so that ``--help`` answers at once.
+"""
+
+from ._app import app
+from ._benchmark import benchmark
+from ._cluster import cluster
+from ._demo import demo
+
+__all__ = ["app", "benchmark", "cluster", "demo"]

@@ -1,0 +1,51 @@
+"""The application, its consoles, and what all commands do about errors, warnings and seeds."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+app = typer.Typer(
+    name="scdeepclust",
+    help="Deep clustering of single-cell counts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+# Results go to stdout, all that accompanies them to stderr. No highlighting: numbers in colours carry no meaning.
+results = Console(highlight=False)
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def prepare_libraries(seed: int) -> None:
+    """Set the seed, and keep what libraries say about themselves off the terminal; our own warnings stay."""
+    warnings.simplefilter("ignore")
+    import scvi
+
+    for name in ("lightning.pytorch", "lightning.fabric", "scvi"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    scvi.settings.seed = seed
+    warnings.simplefilter("ignore")  # importing has put filters before ours
+    warnings.filterwarnings("always", module=r"scdeepclust\.")
+    warnings.showwarning = lambda text, *_, **__: messages.print(f"[yellow]Warning:[/] {escape(str(text))}")
+
+
+def announce(path: Path) -> None:
+    messages.print(f"Wrote {escape(str(path))}")
+
+
+@contextmanager
+def one_line_errors(*kinds: type[Exception], exit_code: int = 2) -> Iterator[None]:
+    """End with one line instead of a traceback: these are mistakes in the input, not in the program."""
+    try:
+        yield
+    except kinds as error:
+        messages.print(f"[red]Error:[/] {escape(' '.join(str(error).split()))}")
+        raise typer.Exit(exit_code) from error

@@ -1,0 +1,170 @@
+"""From a file to a trained model, and from a trained model to files: what `demo` and `cluster` share."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from scdeepclust._keys import ResultKeys
+
+from ._app import announce, messages, one_line_errors, results
+from ._files import temporary_names
+
+if TYPE_CHECKING:
+    import numpy as np
+    from anndata import AnnData
+
+    from scdeepclust.model._base import ClusteringModel
+
+_SCORES = ("ARI", "NMI", "accuracy", "homogeneity", "completeness")
+
+# --- data in
+
+
+def read(path: Path) -> AnnData:
+    import anndata
+
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        return anndata.read_h5ad(path)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a readable h5ad file ({reason})") from error
+
+
+def set_up(
+    adata: AnnData,
+    model: str,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    n_clusters: int | None = None,
+    n_top_genes: int | None = None,
+) -> ClusteringModel:
+    """An untrained model of the variable genes, after all checks of the input."""
+    from scdeepclust import model as models
+    from scdeepclust.model._base import check_anndata, check_obs_keys
+    from scdeepclust.model._systems import SYSTEMS
+
+    check_anndata(adata, layer)
+    check_obs_keys(adata, {"batch_key": batch_key})
+    if n_top_genes is not None and n_top_genes < adata.n_vars:
+        train_on = adata[:, _variable_genes(adata, layer, batch_key, n_top_genes)].copy()
+    else:
+        train_on = adata
+    model_class = getattr(models, next(system.name for system in SYSTEMS if system.key == model))
+    model_class.setup_anndata(train_on, layer=layer, batch_key=batch_key)
+    return model_class(train_on, n_clusters=n_clusters)
+
+
+def _variable_genes(adata: AnnData, layer: str | None, batch_key: str | None, n_top_genes: int) -> np.ndarray:
+    import scanpy as sc
+
+    from scdeepclust.model._base import count_matrix
+    from scdeepclust.train import one_thread
+
+    counts = count_matrix(adata, layer)
+    with one_thread():
+        logged = log_normalized(counts)
+        if batch_key is not None:
+            logged.obs[batch_key] = adata.obs[batch_key].to_numpy()
+        chosen = sc.pp.highly_variable_genes(logged, n_top_genes=n_top_genes, batch_key=batch_key, inplace=False)
+    genes = chosen["highly_variable"].to_numpy()
+    if n_empty := int((counts[:, genes].sum(axis=1) == 0).sum()):
+        raise ValueError(
+            f"--n-top-genes: {n_empty} cells have no counts in the {n_top_genes} most variable genes; "
+            "use more genes, or remove the cells with the fewest counts"
+        )
+    return genes
+
+
+def log_normalized(counts) -> AnnData:
+    """log1p of counts per 10,000. Within `one_thread`: compiled code of scanpy resets the threads that torch uses."""
+    import scanpy as sc
+    from anndata import AnnData
+
+    logged = AnnData(counts.astype("float32"))
+    sc.pp.normalize_total(logged, target_sum=1e4)
+    sc.pp.log1p(logged)
+    return logged
+
+
+# --- computing
+
+
+def train(fitted: ClusteringModel, adata: AnnData, max_epochs: int | None, pretrain_epochs: int | None) -> float:
+    """Train, and write the results into `adata`; returns the seconds it took."""
+    from scdeepclust.train import NonFiniteLossError
+
+    data = fitted.adata
+    messages.print(f"Training {type(fitted).__name__} on {data.n_obs:,} cells x {data.n_vars:,} genes ...")
+    started = time.perf_counter()
+    with one_line_errors(NonFiniteLossError, exit_code=1):
+        fitted.train(max_epochs, pretrain_epochs, enable_progress_bar=results.is_terminal)
+    fitted.write_back(adata)
+    for slot in (adata.obs, adata.obsm, adata.uns):  # what scvi-tools notes in data it works on
+        for name in [name for name in slot if name.startswith("_scvi")]:
+            del slot[name]
+    return time.perf_counter() - started
+
+
+def print_scores(
+    adata: AnnData, columns: dict[str, str], seconds: dict[str, float], label_key: str, title: str
+) -> None:
+    """Table of scores: `columns` and `seconds` by the name of the method."""
+    from scdeepclust.tl import score_clusters
+
+    scores = score_clusters(adata, list(columns.values()), label_key=label_key)
+    table = Table("method", title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in (*_SCORES, "seconds"):
+        table.add_column(name, justify="right")
+    for method, column in columns.items():
+        table.add_row(method, *[f"{scores.loc[column, name]:.2f}" for name in _SCORES], f"{seconds[method]:.1f}")
+    results.print(table)
+
+
+# --- files out
+
+
+def save(
+    adata: AnnData,
+    key: str,
+    h5ad: Path,
+    labels_csv: Path | None,
+    plot: Path | None,
+    *,
+    label_key: str | None,
+    seed: int,
+) -> None:
+    """Write the files that are asked for; the picture last, when the results are safe."""
+    with temporary_names(announce) as temporary:
+        if labels_csv is not None:
+            table = adata.obs[[key, ResultKeys(key).confidence]].set_axis(["cluster", "confidence"], axis=1)
+            table.to_csv(temporary(labels_csv), index_label="cell", float_format="%.4f")
+        adata.write_h5ad(temporary(h5ad), compression="gzip")
+    if plot is not None:
+        messages.print("Computing a UMAP ...")
+        with temporary_names(announce) as temporary:
+            _draw(adata, key, temporary(plot), label_key, seed)
+
+
+def _draw(adata: AnnData, key: str, path: Path, label_key: str | None, seed: int) -> None:
+    """Draw a UMAP of the latent space with clusters, confidence and known labels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import scanpy as sc
+    from anndata import AnnData
+
+    from scdeepclust import pl
+
+    embedding = ResultKeys(key).embedding
+    drawn = AnnData(obs=adata.obs, obsm={embedding: adata.obsm[embedding]})
+    # scanpy's default search breaks with some versions of scipy on more than 8,000 cells
+    sc.pp.neighbors(drawn, use_rep=embedding, transformer="sklearn", random_state=seed)
+    sc.tl.umap(drawn, random_state=seed)
+    pl.overview(drawn, key, label_key=label_key).savefig(path, dpi=150)

@@ -1,0 +1,304 @@
+"""What the five models share: start of the clusters, getters, write_back, and the checks around them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS, settings
+from scvi.model.base import BaseModelClass, RNASeqMixin
+
+from scdeepclust._keys import ResultKeys
+from scdeepclust.nn import Dispersion, GeneLikelihood
+from scdeepclust.train import Initialiser, PhasedTrainingMixin, given_labels, initial_labels
+
+from ._checks import check_choice, check_init, check_n_clusters
+from ._data import CountDataMixin, Indices
+from ._query import QueryMappingMixin
+from ._results import fit_parameters
+from ._start import denoised_components, start_seed
+
+
+class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseModelClass):
+    """Base of all models: counts in an AnnData object in, clusters out.
+
+    A model sets ``_module_cls`` and writes ``_phases`` and whatever getters are its own. Its module offers
+    ``inference`` (with ``z`` in its outputs), ``log_assignments(inference_outputs, covariates)`` and
+    ``reorder_clusters(order)``.
+    """
+
+    _module_cls: type
+
+    def __init__(
+        self,
+        adata: AnnData | None,
+        n_clusters: int | None,
+        module_kwargs: dict[str, Any],
+        registry: dict | None,
+        *,
+        init: Initialiser | Sequence = "merge",
+        n_init: int = 3,
+    ):
+        check_choice("gene_likelihood", module_kwargs["gene_likelihood"], get_args(GeneLikelihood))
+        check_choice("dispersion", module_kwargs["dispersion"], get_args(Dispersion))
+        super().__init__(adata, registry)
+        n_obs = self.summary_stats.n_cells
+        if registry is None:  # a trained model may get other and fewer cells than those its clusters were found in
+            check_n_clusters(n_clusters, n_obs)
+            check_init(init, n_obs, n_clusters)
+        if settings.seed is not None:
+            # the result must not depend on what was drawn before
+            torch.manual_seed(settings.seed)
+        cat_covs = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
+        self.module = self._module_cls(
+            self.summary_stats.n_vars,
+            n_clusters=n_clusters or 0,
+            n_batch=self.summary_stats.n_batch,
+            n_cats_per_cov=tuple(cat_covs.get("n_cats_per_key", ())),
+            n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
+            **module_kwargs,
+        )
+        self.gene_names_ = np.array([]) if adata is None else adata.var_names.to_numpy().astype(str)
+        self.n_active_: int | None = None
+        self.initial_labels_: np.ndarray | None = None
+        self._init = init
+        self._n_init = n_init
+        self._model_summary_string = f"{type(self).__name__} with n_clusters: {n_clusters}, " + ", ".join(
+            f"{name}: {value}" for name, value in module_kwargs.items()
+        )
+
+    # -- start of the clusters ----------------------------------------------------------------------------------------
+
+    def _start_labels(self, cells: np.ndarray, points: np.ndarray | None = None) -> np.ndarray:
+        """Labels (n,) int64 for the clustering phase to start from, largest cluster first.
+
+        ``points`` are the start points of these cells where the caller has them already.
+        """
+        n_clusters = self.module.n_clusters or None
+        if isinstance(self._init, str):
+            points = self._start_points(cells) if points is None else points
+            labels = initial_labels(points, self._init, n_clusters, n_init=self._n_init, seed=start_seed())
+        else:
+            labels = given_labels(self._init, self.adata.n_obs, n_clusters)[cells]
+        order = np.argsort(-np.bincount(labels), kind="stable")
+        labels = np.argsort(order)[labels]
+        self.initial_labels_ = labels.astype(str)
+        self._keep_n_clusters(len(order))
+        return labels
+
+    def _start_points(self, cells: np.ndarray) -> np.ndarray:
+        """Where clusters are looked for, (n, P): denoised expression, unless a model knows better."""
+        return self._denoised_points(cells)
+
+    def _keep_n_clusters(self, n_clusters: int) -> None:
+        """Loading builds the module from the arguments of the constructor: let them have the number that was found."""
+        self.init_params_["non_kwargs"]["n_clusters"] = n_clusters
+
+    def _denoised_points(
+        self, cells: np.ndarray, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
+    ) -> np.ndarray:
+        """Principal components of denoised expression, (n, P), where distances are Hellinger distances.
+
+        Distances there weigh genes as the data do; in the latent space, dimensions that carry noise are about as wide
+        as those that carry cell types. ``transform`` is applied to the square roots of the expected shares first.
+        """
+
+        def blocks_of(rows: np.ndarray) -> Iterator[np.ndarray]:
+            return (transform(block) for block in self._denoised_blocks(rows))
+
+        return denoised_components(blocks_of, cells, self.module.n_input)
+
+    @torch.inference_mode()
+    def _denoised_blocks(self, cells: np.ndarray) -> Iterator[np.ndarray]:
+        for tensors in self._minibatches(indices=cells):
+            z = self._encode(tensors)["z_mean"]
+            yield self.module.denoised_expression(z, self.module.covariates(tensors)).cpu().numpy()
+
+    # -- clusters -----------------------------------------------------------------------------------------------------
+
+    def _end_training(self, train_indices: np.ndarray) -> None:
+        """Number the clusters by size (largest is "0") and count those that have cells."""
+        probabilities = self._probabilities()
+        sizes = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1])
+        order = np.argsort(-sizes, kind="stable")
+        self.n_active_ = int((sizes > 0).sum())
+        if not self._keeps_reference_clusters:
+            self.module.reorder_clusters(torch.as_tensor(order, device=self.device))
+            self._warn_if_degenerate(probabilities)
+
+    def _warn_if_degenerate(self, probabilities: np.ndarray) -> None:
+        """Say so when the clustering went wrong; a model adds the ways its own method is known for."""
+        n_empty = self.n_clusters - (self.n_active_ or 0)
+        if n_empty:
+            warnings.warn(
+                f"{n_empty} of {self.n_clusters} clusters have no cells. Ask for fewer "
+                "clusters, or look at `initial_labels_`.",
+                stacklevel=2,
+            )
+
+    @property
+    def _keeps_reference_clusters(self) -> bool:
+        """Whether this model maps a query: its clusters, and their names, are then those of the reference."""
+        return getattr(self, "is_query_", False)
+
+    def _probabilities(
+        self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Assignment probabilities, (n, K) float32."""
+        blocks = []
+        for tensors in self._minibatches(adata, indices, batch_size):
+            outputs = self._encode(tensors)
+            with torch.inference_mode():
+                log_q = self.module.log_assignments(outputs, self.module.covariates(tensors))
+            blocks.append(log_q.float().exp().cpu().numpy())
+        return np.concatenate(blocks)
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of clusters, empty ones included; 0 before training if it is to be found."""
+        return self.module.n_clusters
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        indices: Indices = None,
+        soft: bool = False,
+        batch_size: int | None = None,
+    ) -> np.ndarray | pd.DataFrame:
+        """Cluster of each cell.
+
+        Parameters
+        ----------
+        adata
+            Data of the same genes; by default the data of the model. Genes in another order are put into order.
+        indices
+            Rows of the cells; all by default.
+        soft
+            Return probabilities instead of labels.
+        batch_size
+            Cells per minibatch.
+
+        Returns
+        -------
+        Labels "0" to "K-1" as an array of strings, the largest cluster of the training data first; with ``soft`` a
+        DataFrame of probabilities, cells x clusters, indexed by ``obs_names``.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If genes are missing, batches are unknown or the data are no counts.
+        """
+        self._check_if_trained(warn=False)
+        adata = self._validate_anndata(adata)
+        probabilities = self._probabilities(adata, indices, batch_size)
+        if not soft:
+            return probabilities.argmax(axis=1).astype(str)
+        names = adata.obs_names if indices is None else adata.obs_names[indices]
+        return pd.DataFrame(probabilities, index=names, columns=[str(k) for k in range(self.n_clusters)])
+
+    def get_latent_representation(
+        self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Latent embedding of each cell (the posterior mean where there is a posterior).
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        Array of shape (n_cells, n_latent), float32.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        """
+        self._check_if_trained(warn=False)
+        return self._latent(adata, indices, batch_size)
+
+    def _latent(self, adata=None, indices=None, batch_size=None) -> np.ndarray:
+        blocks = [self._encode(tensors)["z_mean"] for tensors in self._minibatches(adata, indices, batch_size)]
+        return torch.cat(blocks).float().cpu().numpy()
+
+    def get_latent_library_size(
+        self, adata: AnnData | None = None, indices: Indices = None, give_mean=True, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Library size of each cell: observed, not latent (its total count, or from ``size_factor_key``).
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`predict`.
+        give_mean
+            Has no effect, because there is no distribution; for code written for scVI.
+
+        Returns
+        -------
+        Array of shape (n_cells, 1), in counts.
+        """
+        blocks = [self._encode(tensors)["log_library"] for tensors in self._minibatches(adata, indices, batch_size)]
+        return torch.cat(blocks).exp().reshape(-1, 1).cpu().numpy()
+
+    # -- results into AnnData -----------------------------------------------------------------------------------------
+
+    def write_back(self, adata: AnnData | None = None, key_added: str | None = None) -> None:
+        """Write labels, confidence, embedding, probabilities and the parameters of the fit into ``adata``.
+
+        This is the only method that writes into an AnnData object.
+
+        Parameters
+        ----------
+        adata
+            Where to write; by default the data of the model. Cells are assigned to the clusters of the model.
+        key_added
+            Stem of the names; by default the name of the model in lower case. With ``"gmvae"``: ``obs["gmvae"]``,
+            ``obs["gmvae_confidence"]``, ``obsm["X_gmvae"]``, ``obsm["gmvae_probabilities"]``, ``uns["gmvae"]``.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        """
+        self._check_if_trained(warn=False)
+        target = self.adata if adata is None else adata
+        if target is None:
+            raise ValueError("`adata` is needed: this model was loaded without data.")
+        keys = ResultKeys(key_added or type(self).__name__.lower())
+        # everything is computed before anything is written, so that a failure leaves `adata` as it was
+        results = self._results(adata, keys)
+        for slot, name, value in results:
+            getattr(target, slot)[name] = value
+
+    def _results(self, adata: AnnData | None, keys: ResultKeys) -> list[tuple[str, str, Any]]:
+        """What :meth:`write_back` writes, as (slot, name, value); a model adds its own."""
+        probabilities = self._probabilities(adata)
+        names = [str(k) for k in range(self.n_clusters)]
+        labels = pd.Categorical.from_codes(probabilities.argmax(axis=1), categories=names)
+        return [
+            ("obs", keys.labels, labels.remove_unused_categories()),
+            ("obs", keys.confidence, probabilities.max(axis=1)),
+            ("obsm", keys.embedding, self._latent(adata)),
+            ("obsm", keys.probabilities, probabilities),
+            ("uns", keys.uns, self._parameters()),
+        ]
+
+    def _parameters(self) -> dict[str, Any]:
+        """Parameters and scalars of the fit, in types that h5ad can hold."""
+        return fit_parameters(self) | {"n_clusters": self.n_clusters, "n_active": self.n_active_}
+
+
+if TYPE_CHECKING:
+    ModelPart = ClusteringModel
+else:
+    # A part of a model, in a file of its own: type checkers see what it may call, and at run time it inherits nothing,
+    # so that the class line of a model names all that the model is made of.
+    ModelPart = object

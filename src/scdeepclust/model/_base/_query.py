@@ -1,0 +1,109 @@
+"""Query mapping: new cells, of new batches, onto the clusters of a trained model."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Self
+
+import torch
+from anndata import AnnData
+from scvi.model.base import ArchesMixin
+
+from ._checks import check_categorical_covariates, match_genes
+from ._module import ClusteringModule
+
+
+class QueryMappingMixin(ArchesMixin):
+    """``load_query_data`` for models whose clusters are those of a reference."""
+
+    @classmethod
+    def load_query_data(cls, adata: AnnData, reference_model, **kwargs) -> Self:
+        """Map new cells, possibly of new batches, onto the clusters of a trained model.
+
+        New batches get their own columns in the first layers, started at the mean of the known batches; only those
+        columns are trained (``train(max_epochs=0)`` maps without any training). Clusters and their names stay those of
+        the reference, unless ``unfrozen=True`` lets everything adapt.
+
+        Parameters
+        ----------
+        adata
+            New cells with the genes of the reference.
+        reference_model
+            A trained model, or the folder it was saved to.
+        **kwargs
+            As in :meth:`scvi.model.base.ArchesMixin.load_query_data`.
+
+        Returns
+        -------
+        A model of the new cells. Call ``train`` before its getters.
+
+        Raises
+        ------
+        ValueError
+            If genes are missing, the data are no counts, or a categorical covariate other than the batch has new
+            categories.
+        """
+        reference = reference_model if isinstance(reference_model, cls) else cls.load(reference_model, adata=False)
+        adata_matched = match_genes(adata, reference.gene_names_)
+        if adata_matched is not adata:
+            warnings.warn(
+                "`adata` has other genes than the model, or in another order: the query works on a copy with those of "
+                "the model. Write results with `query.write_back(adata)`.",
+                stacklevel=2,
+            )
+        check_categorical_covariates(adata_matched, reference.registry_)
+        query = super().load_query_data(adata_matched, reference, **kwargs)
+        query.is_query_ = not kwargs.get("unfrozen", False)
+        query.gene_names_ = reference.gene_names_
+        _start_new_batches(query.module, reference.module)
+        return query
+
+    @classmethod
+    def load(cls, dir_path: str, adata: AnnData | bool | None = None, **kwargs) -> Self:
+        """Load a saved model.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that the model was saved to.
+        adata
+            Data for the model, with its genes in its order; by default those that were saved with it. False loads it
+            without data.
+        **kwargs
+            As in :meth:`scvi.model.base.BaseModelClass.load`.
+
+        Returns
+        -------
+        The model, ready for its getters.
+
+        Raises
+        ------
+        ValueError
+            If genes are missing or in another order, or the model is of another class.
+        """
+        if isinstance(adata, AnnData):
+            # scvi-tools would only warn, and give each gene the weights of another
+            genes = super().load(dir_path, False, **kwargs).gene_names_
+            if match_genes(adata, genes) is not adata:
+                raise ValueError(
+                    "`adata` has the genes of the model in another order, or more of them. Run "
+                    f"`adata = adata[:, {cls.__name__}.load(path, adata=False).gene_names_].copy()`."
+                )
+        return super().load(dir_path, adata, **kwargs)
+
+
+def _start_new_batches(query: ClusteringModule, reference: ClusteringModule) -> None:
+    """Let new batches start as the mean of the known ones, instead of at random weights."""
+    n_old, n_new = reference.n_batch, query.n_batch
+    old_state = reference.state_dict()
+    with torch.no_grad():
+        for name, new in query.state_dict().items():
+            old = old_state[name]
+            if name == "batch_frequencies":
+                new[n_old:] = 0  # an average batch is one of the reference
+            elif name.endswith("decoder.log_theta"):
+                new[len(old) :] = old.mean(dim=0)
+            elif new.shape != old.shape:  # weights of a first layer; batch columns are last
+                n_columns = n_new if n_old == 1 else n_new - n_old  # a single batch has no column
+                known = old[:, -n_old:].mean(dim=1, keepdim=True) if n_old > 1 else torch.zeros_like(old[:, :1])
+                new[:, -n_columns:] = known

@@ -1,0 +1,4 @@
+from ._model import IDC
+from ._module import IDCModule
+
+__all__ = ["IDC", "IDCModule"]

@@ -1,0 +1,292 @@
+"""MFCVAE, the model; its equations, and what differs from the paper and why, are in ``_module.py``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scdeepclust.model._base import TARGET_TOTAL, ClusteringModel, start_seed
+from scdeepclust.nn import Dispersion, GeneLikelihood
+from scdeepclust.train import (
+    Initialiser,
+    Phase,
+    epochs_for_steps,
+    n_communities,
+)
+
+from ._crossed_groups import crossed_groups, shared_information
+from ._fade_in import FadeIn
+from ._getters import FacetGetters
+from ._module import MFCVAEModule
+
+# Share of its phase over which a facet fades into the decoder; its prior sets in more slowly.
+FADE_SHARE, PRIOR_SHARE = 0.4, 0.8
+
+# Facets that share more information than this (of the smaller entropy) repeat each other.
+REPEATED = 0.3
+
+
+class MFCVAE(FacetGetters, ClusteringModel):
+    """Multi-facet clustering: several clusterings of the same cells :cite:p:`Falck21`.
+
+    Parameters
+    ----------
+    adata
+        Data registered by :meth:`setup_anndata`.
+    n_clusters
+        Number of clusters of the main facet. None takes the number of communities that Leiden finds.
+    n_facets
+        Number of facets J. 1 is a plain mixture model.
+    n_facet_clusters
+        Number of clusters of each further facet (one number for all, or a list with None where it is to be found).
+        None takes the number from 2 to 4 that explains the data best, and 1, a closed facet, if nothing in the data is
+        crossed with the facets before.
+    guides
+        Columns of ``obs`` that further facets follow: one name for facet 1, or a list with None for facets that are to
+        be found. Cells without a value are left to the facet.
+    init
+        Start of the main clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
+        ``"leiden"``, or one label per cell.
+    gene_likelihood
+        ``"nb"``, ``"zinb"``, ``"poisson"``, ``"normal"`` on log-normalised data, or ``"beta_binomial"`` for values
+        between 0 and a largest one, such as grey values or presence and absence: no library size, no logarithm.
+    dispersion
+        One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"``.
+    n_latent, n_facet_latent
+        Size of the main facet, and of each further one.
+    n_hidden, n_layers, dropout_rate
+        Sizes of the networks.
+    input_noise
+        Standard deviation of the noise added to the standardised input before the clusters start.
+    independence
+        Weight of the dependence of facets (normalised HSIC, 0 to 1), relative to a reconstruction per entry of the
+        count matrix. 0 lets facets repeat each other. A step takes time in proportion to the square of the batch size.
+    anchor
+        Weight with which cells keep to their start labels in the main facet while the mixture is trained, in nats per
+        nat of cross-entropy. At 0 the mixture moves them freely: straight borders between Gaussians. Clusters that are
+        curved in the latent space, such as communities of a neighbour graph, need some (10).
+    encode_covariates
+        Whether batch and covariates enter the encoder too, besides the decoder.
+    n_init
+        Restarts of each k-means.
+
+    Examples
+    --------
+    >>> import scdeepclust as sdc
+    >>> adata = sdc.datasets.simulate_counts(400, 300, n_clusters=3, n_facet_groups=2, depth=200)
+    >>> sdc.model.MFCVAE.setup_anndata(adata)
+    >>> model = sdc.model.MFCVAE(adata, n_clusters=3, n_facet_clusters=2)
+    >>> model.train(pretrain_epochs=6, max_epochs=2, enable_progress_bar=False)
+    >>> list(model.get_facets())
+    ['facet0', 'facet1']
+    >>> model.write_back(adata)
+    >>> adata.obsm["X_mfcvae_facet1"].shape
+    (400, 4)
+    """
+
+    _module_cls = MFCVAEModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        n_clusters: int | None = None,
+        *,
+        n_facets: int = 2,
+        n_facet_clusters: int | Sequence[int | None] | None = None,
+        guides: str | Sequence[str | None] | None = None,
+        init: Initialiser | Sequence = "merge",
+        gene_likelihood: GeneLikelihood = "nb",
+        dispersion: Dispersion = "gene",
+        n_latent: int = 16,
+        n_facet_latent: int = 4,
+        n_hidden: int = 128,
+        n_layers: int = 2,
+        dropout_rate: float = 0.2,
+        input_noise: float = 2.0,
+        independence: float = 0.1,
+        anchor: float = 0.0,
+        encode_covariates: bool = False,
+        n_init: int = 3,
+        registry: dict | None = None,
+    ):
+        facet_clusters = _one_per_facet("n_facet_clusters", n_facet_clusters, n_facets, 0)
+        module_kwargs = {
+            "n_facet_clusters": facet_clusters,
+            "gene_likelihood": gene_likelihood,
+            "dispersion": dispersion,
+            "n_latent": n_latent,
+            "n_facet_latent": n_facet_latent,
+            "n_hidden": n_hidden,
+            "n_layers": n_layers,
+            "dropout_rate": dropout_rate,
+            "input_noise": input_noise,
+            "independence": independence,
+            "anchor": anchor,
+            "encode_covariates": encode_covariates,
+        }
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init)
+        self._guides = _one_per_facet("guides", guides, n_facets, None)
+        if adata is not None and registry is None:
+            for column in filter(None, self._guides):
+                _check_guide(adata, column)
+        self._finds_facet_clusters = [n == 0 for n in facet_clusters]
+        self.crossing_: dict[int, float] = {}
+        self.init_params_ = self._get_init_params(locals())
+
+    # -- fit ----------------------------------------------------------------------------------------------------------
+
+    def _phases(self, pretrain_epochs, max_epochs, n_train, batch_size) -> list[Phase]:
+        if self._keeps_reference_clusters:
+            # the columns of new batches learn below the mixtures of the reference, which stay what they are
+            epochs = epochs_for_steps(400, n_train, batch_size, 100) if max_epochs is None else max_epochs
+            return [Phase("query", epochs)]
+        others = range(1, self.module.n_facets)
+        has_clusters = bool(self.module.mixtures[0].initialised)
+        if pretrain_epochs is None:
+            # a model that has clusters goes on from them
+            steps = 1000 + 500 * len(others)
+            pretrain_epochs = 0 if has_clusters else epochs_for_steps(steps, n_train, batch_size, 200)
+        if max_epochs is None:
+            max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
+        entry = pretrain_epochs // (2 + len(others))  # the main facet has twice the time of another one
+        starts = None if has_clusters and not pretrain_epochs else self._start_clusters
+        return [
+            Phase(
+                "pretrain",
+                pretrain_epochs - entry * len(others),
+                begin=lambda _: self.module.forget_facets(),
+                plan_kwargs={"kl_warmup": 0.2},
+            ),
+            *(
+                Phase(
+                    f"facet{j}",
+                    entry,
+                    begin=partial(self._enter_facet, j),
+                    plan_kwargs={"kl_warmup": PRIOR_SHARE},
+                    callbacks=[FadeIn(partial(self.module.set_fade, j), FADE_SHARE)],
+                )
+                for j in others
+            ),
+            Phase("mixture", max_epochs, begin=starts, plan_kwargs={"lr": 5e-4}),
+        ]
+
+    def _enter_facet(self, j: int, train_indices: np.ndarray) -> None:
+        """Find the groups facet j starts from and let it in; without any it stays closed."""
+        cells = np.sort(train_indices)
+        groups = self._start_groups(j, cells)
+        if groups is None:
+            self.module.close_facet(j)
+        else:
+            features = torch.cat([self._encode(tensors)["features"][j] for tensors in self._minibatches(indices=cells)])
+            codes = torch.as_tensor(groups, device=self.device)
+            # features were made in inference mode, and what is computed from them goes into parameters
+            self.module.open_facet(j, features.clone(), codes)
+            self._guide(j, cells, codes)
+        self._keep_n_facet_clusters()
+
+    def _guide(self, j: int, cells: np.ndarray, groups: torch.Tensor) -> None:
+        """Let facet j keep to its start groups, one for each of these cells, until training ends."""
+        of_all_cells = torch.full((self.adata.n_obs,), -1)
+        self.module.guides[j] = of_all_cells.index_copy_(0, torch.as_tensor(cells), groups.cpu())
+
+    def _start_groups(self, j: int, cells: np.ndarray) -> np.ndarray | None:
+        """Groups (n,) of facet j: of its column in ``obs``, or crossed with the facets before it, or None."""
+        if (column := self._guides[j - 1]) is not None:
+            return pd.factorize(self.adata.obs[column], sort=True)[0][cells]
+        points = self._denoised_points(cells, _log_expression)
+        n_groups = None if self._finds_facet_clusters[j - 1] else self.module.mixtures[j].n_components
+        n_clusters = self.n_clusters or n_communities(points, seed=start_seed())
+        found = crossed_groups(points, n_clusters, n_groups, seed=start_seed())
+        self.crossing_[j] = found.ratio
+        if found.ratio >= 1 and n_groups is None:
+            return None
+        return np.unique(found.labels, return_inverse=True)[1]
+
+    def _keep_n_facet_clusters(self) -> None:
+        """Loading builds the module from the arguments of the constructor: they get the numbers that were found."""
+        self.init_params_["non_kwargs"]["n_facet_clusters"] = [m.n_components for m in self.module.mixtures[1:]]
+
+    def _start_clusters(self, train_indices: np.ndarray) -> None:
+        for j in range(1, self.module.n_facets):
+            if not self.module.mixtures[j].initialised:  # its phase was skipped
+                self._enter_facet(j, train_indices)
+                self.module.set_fade(j, 1.0)
+        cells = np.sort(train_indices)
+        labels = self._start_labels(cells)
+        moments = [self.module.posterior(self._encode(t), 0) for t in self._minibatches(indices=cells)]
+        z_mean, z_log_var = map(torch.cat, zip(*moments, strict=True))
+        self.module.start_facet(0, z_mean, z_log_var.exp(), torch.as_tensor(labels, device=self.device))
+        if self.module.anchor:
+            self._guide(0, cells, torch.as_tensor(labels))
+
+    def _end_training(self, train_indices: np.ndarray) -> None:
+        self.module.guides = {}
+        if not self._keeps_reference_clusters:
+            for j in range(1, self.module.n_facets):
+                sizes = np.bincount(
+                    self._facet_probabilities(j).argmax(axis=1), minlength=self.module.mixtures[j].n_components
+                )
+                order = np.argsort(-sizes, kind="stable")
+                self.module.reorder_clusters(torch.as_tensor(order, device=self.device), j)
+        super()._end_training(train_indices)
+
+    def _warn_if_degenerate(self, probabilities: np.ndarray) -> None:
+        super()._warn_if_degenerate(probabilities)
+        labels = [probabilities.argmax(axis=1)]
+        for j in range(1, self.module.n_facets):
+            labels.append(self._facet_probabilities(j).argmax(axis=1))
+            n_used, n_given = len(np.unique(labels[j])), self.module.mixtures[j].n_components
+            if n_used == 1:
+                why = f"ratio {self.crossing_[j]:.2f}" if j in self.crossing_ else "all cells are in one cluster"
+                if n_given > 1:
+                    why = "its clusters have merged"
+                warnings.warn(
+                    f"Facet {j} says nothing ({why}): no second clustering was found that is crossed with the facets "
+                    f"before. Name a column of `obs` in `guides`, give `n_facet_clusters`, or set n_facets={j}.",
+                    stacklevel=2,
+                )
+        for i, j in combinations(range(len(labels)), 2):
+            table = pd.crosstab(labels[i], labels[j]).to_numpy()
+            if min(table.shape) > 1 and (shared := shared_information(table)) > REPEATED:
+                warnings.warn(
+                    f"Facets {i} and {j} repeat each other: one tells {shared:.0%} of the other. Raise `independence`, "
+                    "or ask for fewer facets.",
+                    stacklevel=2,
+                )
+
+
+def _log_expression(share_root: np.ndarray) -> np.ndarray:
+    """log1p of expected counts per 10,000, where the effect of a condition is about the same in every cell type."""
+    return np.log1p(TARGET_TOTAL * np.square(share_root))
+
+
+def _check_guide(adata: AnnData, column: str) -> None:
+    if column not in adata.obs:
+        raise ValueError(f"`guides`: there is no column {column!r} in `adata.obs`; found {list(adata.obs)}.")
+    if (n := adata.obs[column].nunique()) < 2:
+        raise ValueError(f"`guides`: column {column!r} of `adata.obs` has {n} different values; a facet needs two.")
+
+
+def _one_per_facet(argument: str, value: Any, n_facets: int, missing: Any) -> list:
+    """One value for each facet but the main one."""
+    if isinstance(n_facets, bool) or not isinstance(n_facets, int) or n_facets < 1:
+        raise ValueError(f"`n_facets` must be a whole number of at least 1; found {n_facets!r}.")
+    if isinstance(value, str):
+        values: list[Any] = [value, *[None] * (n_facets - 2)]
+    elif value is None or isinstance(value, int):
+        values = [value] * (n_facets - 1)
+    else:
+        values = list(value)
+    if len(values) != n_facets - 1:
+        raise ValueError(
+            f"`{argument}` has {len(values)} entries for {n_facets - 1} facets besides the main one; give one for each."
+        )
+    return [missing if v is None else v for v in values]

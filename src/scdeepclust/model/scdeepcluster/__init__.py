@@ -1,0 +1,3 @@
+from ._model import SCDeepCluster, SCDeepClusterModule
+
+__all__ = ["SCDeepCluster", "SCDeepClusterModule"]

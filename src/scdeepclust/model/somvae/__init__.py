@@ -1,0 +1,3 @@
+from ._model import SOMVAE, SOMVAEModule
+
+__all__ = ["SOMVAE", "SOMVAEModule"]

@@ -1,0 +1,187 @@
+"""What a map says: the place of each cell, the nodes, and how well the map lies in the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scdeepclust._keys import ResultKeys
+from scdeepclust.model._base import Indices, ModelPart
+from scdeepclust.nn import Covariates
+
+from ._som import topographic_error
+
+
+class MapGetters(ModelPart):
+    """Getters of :class:`SOMVAE` about its map."""
+
+    @property
+    def node_names(self) -> list[str]:
+        """Names of the nodes, row by row: ``"r{row}c{column}"``."""
+        grid = self.module.grid
+        return [f"r{row}c{column}" for row in range(grid.n_rows) for column in range(grid.n_cols)]
+
+    def get_nodes(
+        self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
+    ) -> pd.DataFrame:
+        """Place of each cell on the map.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        Indexed by ``obs_names``. ``node``: name of the nearest node, ``"r{row}c{column}"``; ``row``, ``column``: its
+        place; ``distance``: latent distance to it (1 is the median of the training cells before the map was trained);
+        ``x``, ``y``: place between the nodes, the mean of the columns and rows of the nearest node and its eight
+        neighbours, weighted by a Student-t kernel.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        """
+        self._check_if_trained(warn=False)
+        adata = self._validate_anndata(adata)
+        distances = self._node_distances(adata, indices, batch_size)
+        node = distances.argmin(dim=1)
+        at, beside = self.module.grid.coordinates(), self.module.grid.adjacency(diagonal=True)
+        near = beside[node].float().scatter(1, node.unsqueeze(1), 1.0)
+        kernel = near / (1 + distances)
+        place = (kernel / kernel.sum(dim=1, keepdim=True)) @ at  # (n, 2)
+        row, column = at[node].long().T.numpy()
+        return pd.DataFrame(
+            {
+                "node": pd.Categorical.from_codes(node.numpy(), self.node_names),
+                "row": row,
+                "column": column,
+                "distance": distances.amin(dim=1).sqrt().numpy(),
+                "x": place[:, 1].numpy(),
+                "y": place[:, 0].numpy(),
+            },
+            index=adata.obs_names if indices is None else adata.obs_names[indices],
+        )
+
+    @torch.inference_mode()
+    def _node_distances(self, adata=None, indices=None, batch_size=None) -> torch.Tensor:
+        """Squared distances of cells to nodes, (n, K), on the CPU."""
+        minibatches = self._minibatches(adata, indices, batch_size)
+        return torch.cat([self.module.distances(self._encode(t)["z_mean"]).float().cpu() for t in minibatches])
+
+    def get_som_map(self, adata: AnnData | None = None) -> pd.DataFrame:
+        """The nodes of the map.
+
+        Parameters
+        ----------
+        adata
+            Cells to count; by default the data of the model.
+
+        Returns
+        -------
+        Indexed by node, ``"r{row}c{column}"``. ``row``, ``column``; ``cluster`` whose region it lies in; ``hits``:
+        number of cells; ``u_distance``: mean latent distance to the nodes beside it, large at borders between regions
+        (the U-matrix).
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        """
+        self._check_if_trained(warn=False)
+        hits = np.bincount(self._node_distances(adata).argmin(dim=1), minlength=len(self.node_names))
+        grid, codebook = self.module.grid, self.module.codebook.detach()
+        apart = self.module.distances(codebook).clamp_min(0).sqrt().cpu()
+        beside = grid.adjacency(diagonal=True)
+        u_distance = (apart * beside).sum(dim=1) / beside.sum(dim=1).clamp_min(1)
+        row, column = grid.coordinates().long().T.numpy()
+        return pd.DataFrame(
+            {
+                "row": row,
+                "column": column,
+                "cluster": self.module.node_cluster.cpu().numpy().astype(str),
+                "hits": hits,
+                "u_distance": u_distance.detach().numpy(),
+            },
+            index=pd.Index(self.node_names, name="node"),
+        )
+
+    def get_node_profiles(self) -> pd.DataFrame:
+        """Expected share of each gene at each node: the component planes of the map.
+
+        Averaged over batches, at the first category of further covariates and at zero of continuous ones.
+
+        Returns
+        -------
+        Genes x nodes; columns sum to one.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        """
+        self._check_if_trained(warn=False)
+        return pd.DataFrame(self._profiles(), index=self.gene_names_, columns=self.node_names)
+
+    @torch.inference_mode()
+    def _profiles(self) -> np.ndarray:
+        """Expected shares, (G, K)."""
+        module = self.module
+        module.eval()
+        codebook = module.codebook.detach()
+        zeros = torch.zeros(len(codebook), 1, dtype=torch.long, device=codebook.device)
+        continuous = zeros.float().expand(-1, module.n_continuous_cov) if module.n_continuous_cov else None
+        covariates = Covariates(zeros, (zeros,) * module.n_categorical_cov, continuous)
+        shares = module.denoised_expression(codebook, covariates).square()
+        return (shares / shares.sum(dim=1, keepdim=True)).T.cpu().numpy()
+
+    def get_map_quality(self, adata: AnnData | None = None) -> dict[str, float]:
+        """How well the map lies in the data.
+
+        Parameters
+        ----------
+        adata
+            Cells to judge by; by default the data of the model.
+
+        Returns
+        -------
+        ``quantisation_error``: mean latent distance of a cell to its node, in units of the spread of all cells (root of
+        the mean squared distance to their mean); ``topographic_error``: share of the cells whose two nearest nodes are
+        not among each other's eight neighbours; ``dead_nodes``: share of the nodes without cells.
+        """
+        distances = self._node_distances(adata)
+        z = self._latent(adata)
+        spread = float(np.sqrt(np.square(z - z.mean(axis=0)).sum(axis=1).mean()))
+        to_node = float((distances.amin(dim=1) * self.module.scale.cpu()).sqrt().mean())
+        hits = torch.bincount(distances.argmin(dim=1), minlength=distances.shape[1])
+        return {
+            "quantisation_error": to_node / max(spread, 1e-12),
+            "topographic_error": topographic_error(distances, self.module.grid.adjacency(diagonal=True)),
+            "dead_nodes": float((hits == 0).float().mean()),
+        }
+
+    def _results(self, adata: AnnData | None, keys: ResultKeys) -> list[tuple[str, str, Any]]:
+        results = super()._results(adata, keys)
+        nodes, node_map = self.get_nodes(adata), self.get_som_map(adata)
+        target = self.adata if adata is None else adata
+        # `adata` may have genes that the model was not trained on
+        profiles = self.get_node_profiles().reindex(target.var_names.astype(str)).to_numpy(dtype=np.float32)
+        parameters = results[-1][2]
+        parameters["grid"] = list(self.module.grid)
+        parameters["codebook"] = self.module.codebook.detach().cpu().numpy()
+        parameters["map"] = node_map.reset_index()
+        parameters |= self.get_map_quality(adata) | self._time_results()
+        return [
+            *results,
+            ("obs", keys.node, pd.Categorical(nodes["node"])),
+            ("obs", keys.row, nodes["row"].to_numpy()),
+            ("obs", keys.column, nodes["column"].to_numpy()),
+            ("obs", keys.distance, nodes["distance"].to_numpy()),
+            ("obsm", keys.map, nodes[["x", "y"]].to_numpy(dtype=np.float32)),
+            ("varm", keys.profiles, profiles),
+        ]
