@@ -57,7 +57,7 @@ bench: $(VENV)/.developer ## rewrite the tables in docs/benchmarks (hours; resum
 	$(BIN)/python benchmarks/k_grid.py
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(NEWEST) demo_output docs/_build docs/generated
+	rm -rf $(VENV) $(NEWEST) demo_output docs/_build docs/generated docs/tutorials/*.ipynb
 
 # torch goes first and alone: on a machine with a CPU-only build at hand nothing then pulls in another one.
 $(VENV)/.user: pyproject.toml constraints.txt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from importlib.metadata import version as distribution_version
+from pathlib import Path
 
 project = "scdeepclust"
 author = "The scdeepclust developers"
@@ -43,6 +44,23 @@ napoleon_use_rtype = False
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autosummary_generate = True
+
+
+def copy_tutorials(source: Path, target: Path) -> None:
+    """Bring the notebooks to where Sphinx looks. Their links go to ../docs/, which is .. from there."""
+    notebooks = {
+        path.name: path.read_text(encoding="utf-8").replace("](../docs/", "](../") for path in source.glob("*.ipynb")
+    }
+    for path in target.glob("*.ipynb"):
+        if path.name not in notebooks:  # it was renamed or removed
+            path.unlink()
+    for name, text in notebooks.items():
+        path = target / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:  # a page without changes is not built again
+            path.write_text(text, encoding="utf-8")
+
+
+copy_tutorials(Path(__file__).parents[1] / "tutorials", Path(__file__).parent / "tutorials")
 
 
 def members(full_name: str, *, ours: bool) -> list[tuple[str, str]]:

@@ -8,6 +8,8 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -22,14 +24,17 @@ PUBLIC_MODULES = ("datasets", "model", "pl", "tl")
 ORDER = ("_compat _keys datasets", "nn", "train", "model", "tl", "pl", "cli")
 LAYERS = {part: number for number, parts in enumerate(ORDER) for part in parts.split()}
 
+# The largest file and function that are still one idea.
+MAX_LINES = 400
+
 
 def part_of(path: Path) -> str:
     """'model' for model/gmvae/_model.py, and '_keys' for the single file _keys.py."""
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-def imports_of_ours(path: Path) -> set[str]:
-    """Parts of the package that a file imports, anywhere in it and in whatever form."""
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names below the package that a file imports, anywhere in it and in whatever form."""
     package = ("scdeepclust", *path.relative_to(SOURCE).parts[:-1])
     modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -39,8 +44,12 @@ def imports_of_ours(path: Path) -> set[str]:
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             stem = ".".join(filter(None, (base, node.module)))
             modules |= {f"{stem}.{alias.name}" for alias in node.names}
-    ours = [name.split(".") for name in modules if name.split(".")[0] == "scdeepclust"]
-    return {name[1] if len(name) > 1 else "" for name in ours}
+    return {name.partition(".")[2] for name in modules if name.split(".")[0] == "scdeepclust"}
+
+
+def imports_of_ours(path: Path) -> set[str]:
+    """Parts of the package that a file imports."""
+    return {name.split(".")[0] for name in imported_modules(path)}
 
 
 FILES = sorted(SOURCE.rglob("*.py"), key=str)
@@ -56,6 +65,52 @@ def test_imports_run_one_way(path):
     for other in imports_of_ours(path) - {part, "__version__"}:
         assert other in LAYERS, f"imports all of scdeepclust: say which part (found {other!r})"
         assert LAYERS[other] < LAYERS[part], f"{part} must not import {other}"
+
+
+ROOMS = sorted(path.parent for path in (SOURCE / "model").glob("*/__init__.py") if path.parent.name != "_base")
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_a_room_imports_no_other_room_and_the_foundation_none(room):
+    others = {other.name for other in ROOMS} - {room.name}
+    rooms = {name.split(".")[1] for path in room.glob("*.py") for name in imported_modules(path) if "model." in name}
+    assert rooms <= {"_base", room.name}
+    foundation = {name for path in (SOURCE / "model" / "_base").glob("*.py") for name in imported_modules(path)}
+    assert not {name for name in foundation if name.startswith("model.") and name.split(".")[1] in {*others, room.name}}
+
+
+@pytest.mark.parametrize("shared", ["nn", "train"])
+def test_what_one_room_alone_uses_is_at_home_there(shared):
+    """A name of the shared parts has two users at least: rooms, or files of the other shared parts."""
+    users: dict[str, set[str]] = {}
+    for path in FILES:
+        user = path.parent.name if path.parent in ROOMS else "shared"
+        words = Counter(re.findall(r"\w+", path.read_text()))
+        for name in importlib.import_module(f"scdeepclust.{shared}").__all__:
+            defined = re.search(rf"^(def|class) {name}\b|^{name}\b.* = ", path.read_text(), flags=re.MULTILINE)
+            if path.name != "__init__.py" and words[name] > bool(defined):
+                users.setdefault(name, set()).add(user)
+    assert not {name: users[name] for name in users if len(users[name]) == 1 and "shared" not in users[name]}
+
+
+def test_no_import_circle():
+    """Those that only a type checker follows included."""
+    graph = {}
+    for path in FILES:
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+        graph[name] = imported_modules(path)
+    names = set(graph)
+    graph = {
+        name: {next(part for part in (other, other.rpartition(".")[0], "") if part in names or not part)
+               for other in others} - {"", "__init__"}
+        for name, others in graph.items()
+    }  # fmt: skip
+    TopologicalSorter({name: others for name, others in graph.items() if name != "__init__"}).prepare()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_file_is_one_idea(path):
+    assert len(path.read_text().splitlines()) <= MAX_LINES
 
 
 def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from scdeepclust import cli
+from scdeepclust.cli import _app, _demo, _fit
 from scdeepclust.datasets import pbmc68k_reduced, simulate_counts
 
 LIBRARIES = ("lightning.pytorch", "lightning.fabric", "scvi")
@@ -229,7 +230,7 @@ def test_help_needs_none_of_the_heavy_libraries():
 
 
 def test_only_our_own_warnings_are_shown(capsys):
-    cli._prepare_libraries(0)
+    _app.prepare_libraries(0)
     warnings.warn_explicit("3 clusters have no cells [see docs]", UserWarning, "x.py", 1, "scdeepclust.model._base")
     warnings.warn_explicit("an upstream matter", FutureWarning, "x.py", 1, "anndata._core")
     warnings.warn_explicit("not ours", UserWarning, "x.py", 1, "scdeepclusterer")
@@ -242,9 +243,9 @@ def test_preprocessing_leaves_torch_its_threads():
     try:
         torch.set_num_threads(1)
         adata = pbmc68k_reduced()
-        cli._pca_kmeans(adata, 3, seed=0)
+        _demo._pca_kmeans(adata, 3, seed=0)
         assert torch.get_num_threads() == 1
-        cli._variable_genes(adata, "counts", "batch", 100)
+        _fit._variable_genes(adata, "counts", "batch", 100)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -253,7 +254,7 @@ def test_preprocessing_leaves_torch_its_threads():
 
 def test_variable_genes_are_the_markers():
     adata = simulate_counts(600, 300, n_clusters=3, n_markers=10, depth=300, inverse_dispersion=20.0)
-    chosen = adata.var["marker_of"][cli._variable_genes(adata, None, None, 30)]
+    chosen = adata.var["marker_of"][_fit._variable_genes(adata, None, None, 30)]
     assert (chosen != "none").mean() > 0.5
 
 
@@ -294,3 +295,23 @@ def test_benchmark_says_what_is_missing(embedded, counts):
     result = run("benchmark", counts, "--batch-key", "batch", "--label-key", "cell_type")
     assert result.exit_code == 2
     assert "no embeddings" in result.output
+
+
+# --- version
+
+
+def test_version_prints_what_is_stored_beside_a_result():
+    from scdeepclust._compat import package_versions
+
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [f"{name} {version}" for name, version in package_versions().items()]
+    assert result.stdout.startswith("scdeepclust ")
+
+
+def test_version_needs_none_of_the_heavy_libraries():
+    heavy = "[m for m in ('torch', 'scvi', 'scanpy', 'anndata', 'sklearn', 'pandas', 'matplotlib') if m in sys.modules]"
+    code = f"import sys, scdeepclust.cli\nscdeepclust.cli.app(['--version'], standalone_mode=False)\nprint({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("scdeepclust ")
+    assert done.stdout.endswith("\n[]\n")

@@ -6,7 +6,9 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -22,6 +24,25 @@ app = typer.Typer(
 # Results go to stdout, all that accompanies them to stderr. No highlighting: numbers in colours carry no meaning.
 results = Console(highlight=False)
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
+
+# Those of `_compat.package_versions`, which loads anndata.
+_DISTRIBUTIONS = ("scdeepclust", "scvi-tools", "torch", "anndata", "scikit-learn")
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        for name in _DISTRIBUTIONS:
+            results.print(f"{name} {version(name)}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options_of_all_commands(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_versions, help="Show versions, for a bug report."),
+    ] = False,
+) -> None: ...
 
 
 def prepare_libraries(seed: int) -> None:

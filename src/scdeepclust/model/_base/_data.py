@@ -21,6 +21,7 @@ from ._checks import (
     match_genes,
     proportion_statistics,
 )
+from ._docs import shared_docs
 from ._fields import registered_fields
 from ._module import TARGET_TOTAL
 
@@ -36,6 +37,7 @@ class CountDataMixin(BaseModelClass):
     gene_names_: np.ndarray
 
     @classmethod
+    @shared_docs
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -51,21 +53,7 @@ class CountDataMixin(BaseModelClass):
 
         Parameters
         ----------
-        adata
-            Data with raw counts, in memory (sparse or dense) or opened ``backed="r"``.
-        layer
-            Layer with the raw counts; ``X`` by default.
-        batch_key
-            Column of ``obs`` with the technical batch.
-        labels_key
-            Column of ``obs`` with known labels. Never used in training; new cells may come without.
-        size_factor_key
-            Column of ``obs`` with size factors (positive, about 1 on average). By default the total count of a cell is
-            its library size.
-        categorical_covariate_keys
-            Columns of ``obs`` with further categorical covariates.
-        continuous_covariate_keys
-            Columns of ``obs`` with continuous covariates.
+        %(setup)s
         **kwargs
             Passed on by scvi-tools when a saved model is loaded.
 

@@ -14,7 +14,7 @@ from scipy.special import entr
 from scvi.model import SCVI
 from scvi.model.base import VAEMixin
 
-from scdeepclust.model._base import ClusteringModel, check_choice
+from scdeepclust.model._base import ClusteringModel, check_choice, shared_docs
 from scdeepclust.nn import Dispersion, GeneLikelihood
 from scdeepclust.train import Initialiser, Phase, epochs_for_steps
 
@@ -30,27 +30,20 @@ FLAT_POSTERIOR = 0.7
 ONE_COMPONENT = 1.1
 
 
+@shared_docs
 class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
     """Gaussian-mixture variational autoencoder of counts; its components are the clusters :cite:p:`Dilokthanakul16`.
 
     Parameters
     ----------
-    adata
-        Data registered by :meth:`setup_anndata`.
+    %(adata)s
     n_clusters
         Number of clusters. None takes the number of communities that Leiden finds in the denoised expression of the
         pretrained model, and drops components that end empty (:func:`scdeepclust.tl.estimate_n_clusters` shows the
         alternatives).
-    init
-        Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
-        ``"leiden"``, or one label per cell.
-    gene_likelihood
-        ``"nb"``, ``"zinb"``, ``"poisson"``, ``"normal"`` on log-normalised data, or
-        ``"beta_binomial"`` for values between 0 and a largest one (grey values, presence and absence).
-    dispersion
-        One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"``.
-    n_latent, n_hidden, n_layers, dropout_rate
-        Sizes of the networks.
+    %(init)s
+    %(likelihood)s
+    %(networks)s
     n_w
         Dimensions of a continuous variable that moves the components; 0 for a plain mixture of Gaussians.
     prior_estimator
@@ -71,14 +64,11 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         them.
     input_noise
         Standard deviation of the noise added to the standardised input before the clusters start.
-    encode_covariates
-        Whether batch and covariates enter the encoder too, besides the decoder.
-    n_init
-        Restarts of each k-means.
+    %(encode_covariates)s
+    %(n_init)s
     scvi_kwargs
         Arguments of the scVI model whose networks this one has; set by :meth:`from_scvi_model`.
-    registry
-        Set when a saved model is loaded.
+    %(registry)s
 
     Examples
     --------

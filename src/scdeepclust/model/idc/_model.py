@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
-from scdeepclust.model._base import ClusteringModel, check_choice, check_n_clusters
+from scdeepclust.model._base import ClusteringModel, check_choice, check_n_clusters, shared_docs
 from scdeepclust.nn import Dispersion, GeneLikelihood
 from scdeepclust.train import Initialiser, Phase, epochs_for_steps
 
@@ -20,13 +20,13 @@ from ._module import IDCModule
 N_STEPS = 1200
 
 
+@shared_docs
 class IDC(GateGetters, ClusteringModel):
     """Interpretable deep clustering: which genes made the cluster of each cell :cite:p:`Svirsky24`.
 
     Parameters
     ----------
-    adata
-        Data registered by :meth:`setup_anndata`.
+    %(adata)s
     n_clusters
         Number of clusters. None takes the number of communities that Leiden finds in the denoised expression of the
         pretrained model (:func:`scdeepclust.tl.estimate_n_clusters` shows the alternatives).
@@ -40,13 +40,8 @@ class IDC(GateGetters, ClusteringModel):
         Start of the clusters, found in expression that is denoised from the open genes and from all genes:
         ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``, ``"leiden"``, or one label
         per cell.
-    gene_likelihood
-        ``"nb"``, ``"zinb"``, ``"poisson"``, ``"normal"`` on log-normalised data, or
-        ``"beta_binomial"`` for values between 0 and a largest one (grey values, presence and absence).
-    dispersion
-        One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"``.
-    n_latent, n_hidden, n_layers, dropout_rate
-        Sizes of the networks.
+    %(likelihood)s
+    %(networks)s
     input_noise
         Standard deviation of the noise added behind the gates in training.
     diversity_weight
@@ -55,8 +50,7 @@ class IDC(GateGetters, ClusteringModel):
         Weight of the coding rate of the clusters, relative to the cross-entropy with the start labels.
     encode_covariates
         Whether batch and covariates enter the encoder too, besides the decoder. The gates never see them.
-    n_init
-        Restarts of each k-means.
+    %(n_init)s
 
     Examples
     --------

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scdeepclust.model._base import TARGET_TOTAL, ClusteringModel, start_seed
+from scdeepclust.model._base import TARGET_TOTAL, ClusteringModel, shared_docs, start_seed
 from scdeepclust.nn import Dispersion, GeneLikelihood
 from scdeepclust.train import (
     Initialiser,
@@ -34,13 +34,13 @@ FADE_SHARE, PRIOR_SHARE = 0.4, 0.8
 REPEATED = 0.3
 
 
+@shared_docs
 class MFCVAE(FacetGetters, ClusteringModel):
     """Multi-facet clustering: several clusterings of the same cells :cite:p:`Falck21`.
 
     Parameters
     ----------
-    adata
-        Data registered by :meth:`setup_anndata`.
+    %(adata)s
     n_clusters
         Number of clusters of the main facet. None takes the number of communities that Leiden finds.
     n_facets
@@ -55,11 +55,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
     init
         Start of the main clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
         ``"leiden"``, or one label per cell.
-    gene_likelihood
-        ``"nb"``, ``"zinb"``, ``"poisson"``, ``"normal"`` on log-normalised data, or ``"beta_binomial"`` for values
-        between 0 and a largest one, such as grey values or presence and absence: no library size, no logarithm.
-    dispersion
-        One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"``.
+    %(likelihood)s
     n_latent, n_facet_latent
         Size of the main facet, and of each further one.
     n_hidden, n_layers, dropout_rate
@@ -73,10 +69,8 @@ class MFCVAE(FacetGetters, ClusteringModel):
         Weight with which cells keep to their start labels in the main facet while the mixture is trained, in nats per
         nat of cross-entropy. At 0 the mixture moves them freely: straight borders between Gaussians. Clusters that are
         curved in the latent space, such as communities of a neighbour graph, need some (10).
-    encode_covariates
-        Whether batch and covariates enter the encoder too, besides the decoder.
-    n_init
-        Restarts of each k-means.
+    %(encode_covariates)s
+    %(n_init)s
 
     Examples
     --------

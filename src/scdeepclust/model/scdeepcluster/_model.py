@@ -35,7 +35,7 @@ from scvi.module.base import LossOutput
 from torch import Tensor, nn
 
 from scdeepclust._keys import CELL_INDEX
-from scdeepclust.model._base import AutoencoderModule, ClusteringModel, check_choice
+from scdeepclust.model._base import AutoencoderModule, ClusteringModel, check_choice, shared_docs
 from scdeepclust.nn import (
     Covariates,
     Dispersion,
@@ -145,26 +145,19 @@ class SCDeepClusterModule(AutoencoderModule):
         self.cluster_masses.copy_(self.cluster_masses[order].clone())
 
 
+@shared_docs
 class SCDeepCluster(ClusteringModel):
     """Denoising count autoencoder with deep embedded clustering :cite:p:`Tian19`.
 
     Parameters
     ----------
-    adata
-        Data registered by :meth:`setup_anndata`.
+    %(adata)s
     n_clusters
         Number of clusters. None takes the number of communities that Leiden finds in the denoised expression of the
         pretrained model (:func:`scdeepclust.tl.estimate_n_clusters` shows the alternatives).
-    init
-        Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
-        ``"leiden"``, or one label per cell.
-    gene_likelihood
-        ``"nb"``, ``"zinb"`` (as published), ``"poisson"``, ``"normal"`` on log-normalised data, or
-        ``"beta_binomial"`` for values between 0 and a largest one (grey values, presence and absence).
-    dispersion
-        One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"`` (as published).
-    n_latent, n_hidden, n_layers, dropout_rate
-        Sizes of the networks.
+    %(init)s
+    %(likelihood)s
+    %(networks)s
     input_noise
         Standard deviation of the noise added to the standardised input in training.
     cluster_weight
@@ -177,10 +170,8 @@ class SCDeepCluster(ClusteringModel):
         ``"stored"`` keeps the target distribution of each cell over an epoch, as published; ``"streaming"`` keeps only
         the masses of the clusters and computes targets from the current assignment: a slight change of method that
         needs no matrix of cells x clusters.
-    encode_covariates
-        Whether batch and covariates enter the encoder too, besides the decoder.
-    n_init
-        Restarts of each k-means.
+    %(encode_covariates)s
+    %(n_init)s
     tol
         The clustering phase stops when a smaller share of the labels changes in an epoch.
 

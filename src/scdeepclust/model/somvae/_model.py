@@ -40,7 +40,7 @@ from scvi.module.base import LossOutput
 from torch import Tensor, nn
 
 from scdeepclust._keys import CELL_INDEX
-from scdeepclust.model._base import AutoencoderModule, ClusteringModel, start_seed
+from scdeepclust.model._base import AutoencoderModule, ClusteringModel, shared_docs, start_seed
 from scdeepclust.nn import (
     Covariates,
     Dispersion,
@@ -198,29 +198,22 @@ class SOMVAEModule(AutoencoderModule):
         self.node_cluster.copy_(order.argsort()[self.node_cluster])
 
 
+@shared_docs
 class SOMVAE(TransitionGetters, MapGetters, ClusteringModel):
     """A map of cell states whose regions are the clusters, with transitions over time :cite:p:`Fortuin19`.
 
     Parameters
     ----------
-    adata
-        Data registered by :meth:`setup_anndata`.
+    %(adata)s
     n_clusters
         Number of clusters, each a connected region of the map. None takes the number of communities that Leiden finds
         in the denoised expression of the pretrained model.
     grid
         Rows and columns of the map. None chooses them: about ``5 sqrt(cells)`` nodes, at least 10 cells a node and 3
         nodes a cluster; the longer side along the first principal component.
-    init
-        Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
-        ``"leiden"``, or one label per cell.
-    gene_likelihood
-        ``"nb"``, ``"zinb"``, ``"poisson"``, ``"normal"`` on log-normalised data, or
-        ``"beta_binomial"`` for values between 0 and a largest one (grey values, presence and absence).
-    dispersion
-        One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"``.
-    n_latent, n_hidden, n_layers, dropout_rate
-        Sizes of the networks.
+    %(init)s
+    %(likelihood)s
+    %(networks)s
     input_noise
         Standard deviation of the noise added to the standardised input in training.
     commitment_weight
@@ -233,8 +226,7 @@ class SOMVAE(TransitionGetters, MapGetters, ClusteringModel):
     encode_covariates
         Whether batch and covariates enter the encoder too, besides the decoder. Nodes are then cell states rather than
         batches.
-    n_init
-        Restarts of each k-means.
+    %(n_init)s
 
     Examples
     --------

@@ -10,7 +10,7 @@ import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from scdeepclust.model._base import ModelPart, check_choice, check_obs_keys, start_seed
+from scdeepclust.model._base import ModelPart, check_choice, check_obs_keys, shared_docs, start_seed
 
 from ._cell_pairs import are_sequences, cell_pairs, count_pairs, require_transport, time_codes
 from ._som import smoothed_transitions, stationary_distribution
@@ -30,6 +30,7 @@ class TransitionGetters(ModelPart):
     # -- registration -------------------------------------------------------------------------------------------------
 
     @classmethod
+    @shared_docs
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -48,21 +49,7 @@ class TransitionGetters(ModelPart):
 
         Parameters
         ----------
-        adata
-            Data with raw counts, in memory (sparse or dense) or opened ``backed="r"``.
-        layer
-            Layer with the raw counts; ``X`` by default.
-        batch_key
-            Column of ``obs`` with the technical batch.
-        labels_key
-            Column of ``obs`` with known labels. Never used in training.
-        size_factor_key
-            Column of ``obs`` with size factors (positive, about 1 on average). By default the total count of a cell is
-            its library size.
-        categorical_covariate_keys
-            Columns of ``obs`` with further categorical covariates.
-        continuous_covariate_keys
-            Columns of ``obs`` with continuous covariates.
+        %(setup)s
         time_key
             Column of ``obs`` with the time of each cell, numbers or ordered categories.
         trajectory_key

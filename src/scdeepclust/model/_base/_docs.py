@@ -1,0 +1,63 @@
+"""Paragraphs that the docstrings of several models share."""
+
+from __future__ import annotations
+
+import re
+from textwrap import indent
+from typing import TypeVar
+
+T = TypeVar("T")
+
+PARAGRAPHS = {
+    "adata": """\
+adata
+    Data registered by :meth:`setup_anndata`.""",
+    "init": """\
+init
+    Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,
+    ``"leiden"``, or one label per cell.""",
+    "likelihood": """\
+gene_likelihood
+    ``"nb"``, ``"zinb"``, ``"poisson"``, ``"normal"`` on log-normalised data, or ``"beta_binomial"`` for values
+    between 0 and a largest one, such as grey values or presence and absence: no library size, no logarithm.
+dispersion
+    One dispersion per ``"gene"``, ``"gene-batch"``, or ``"gene-cell"``.""",
+    "networks": """\
+n_latent, n_hidden, n_layers, dropout_rate
+    Sizes of the networks.""",
+    "encode_covariates": """\
+encode_covariates
+    Whether batch and covariates enter the encoder too, besides the decoder.""",
+    "n_init": """\
+n_init
+    Restarts of each k-means.""",
+    "registry": """\
+registry
+    Set when a saved model is loaded.""",
+    "setup": """\
+adata
+    Data with raw counts, in memory (sparse or dense) or opened ``backed="r"``.
+layer
+    Layer with the raw counts; ``X`` by default.
+batch_key
+    Column of ``obs`` with the technical batch.
+labels_key
+    Column of ``obs`` with known labels. Never used in training; new cells may come without.
+size_factor_key
+    Column of ``obs`` with size factors (positive, about 1 on average). By default the total count of a cell is
+    its library size.
+categorical_covariate_keys
+    Columns of ``obs`` with further categorical covariates.
+continuous_covariate_keys
+    Columns of ``obs`` with continuous covariates.""",
+}
+
+
+def shared_docs(of: T) -> T:
+    """Put the paragraphs in the place of their names, as ``%(init)s`` alone on a line of the docstring."""
+
+    def paragraph(found: re.Match) -> str:
+        return indent(PARAGRAPHS[found["name"]], found["margin"])
+
+    of.__doc__ = re.sub(r"^(?P<margin> *)%\((?P<name>\w+)\)s$", paragraph, of.__doc__ or "", flags=re.MULTILINE)
+    return of
