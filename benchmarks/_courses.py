@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from _methods import one_thread  # first: it sets the number of threads
+from _threads import one_thread  # first: it sets the number of threads
 
 # isort: split
 import numpy as np

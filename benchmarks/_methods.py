@@ -1,26 +1,27 @@
 """The labelled data and the methods that `quality.py` compares.
 
-A family is one fit (components, a latent space, a model) and the labelings made from it; a new system is one function
-and one entry in FAMILIES. Import this module before anything that starts threads.
+A family is one fit (components, a latent space, a model) and the labelings made from it. Those of the systems of this
+package follow from their records. Import this module before anything that starts threads.
 """
 
 from __future__ import annotations
 
-import os
+from _threads import one_thread  # first: it sets the number of threads
 
-# Before numpy and torch start their thread pools: CPU seconds of different methods compare only at one thread.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ[_variable] = "1"
-
+# isort: split
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
+
+from scdeepclust.model._systems import SYSTEMS
 
 DATA = Path(os.environ.get("SCDEEPCLUST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -207,44 +208,26 @@ def scvi(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels
     yield from cluster("scvi", model.get_latent_representation(), k, seed, fit, wanted)
 
 
-def scdeepcluster(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
-    model, fit = fit_model("SCDeepCluster", adata, k, seed)
+def own_model(name: str, adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
+    """A model of this package, told the number of clusters, and left to find it."""
+    method = name.lower()
+    if wanted - {f"{method}{OPEN}"}:
+        model, fit = fit_model(name, adata, k, seed)
+        yield from labels_of(model, method, k, seed, fit, wanted)
+    if f"{method}{OPEN}" in wanted:
+        model, fit = fit_model(name, adata, None, seed)
+        yield from labels_of(model, f"{method}{OPEN}", k, seed, fit, wanted)
+
+
+def labels_of(model: Any, method: str, k: int, seed: int, fit: Timer, wanted: set[str]) -> Iterator[Labels]:
+    """Labels of a model that is fitted, those it started from, and clusterings of its latent codes."""
+    k_is = "estimated" if method.endswith(OPEN) else "given"
     with Timer() as timer:
         labels = np.asarray(model.predict())
-    yield Labels("scdeepcluster", "given", labels, fit, timer)
-    yield Labels("scdeepcluster:start", "given", np.asarray(model.initial_labels_), fit, timer)
-
-
-def gmvae(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
-    for suffix, k_is, n_clusters in (("", "given", k), ("+auto", "estimated", None)):
-        if not wanted & {f"gmvae{suffix}", f"gmvae{suffix}:start"}:
-            continue
-        model, fit = fit_model("GMVAE", adata, n_clusters, seed)
-        with Timer() as timer:
-            labels = np.asarray(model.predict())
-        yield Labels(f"gmvae{suffix}", k_is, labels, fit, timer)
-        yield Labels(f"gmvae{suffix}:start", k_is, np.asarray(model.initial_labels_), fit, timer)
-
-
-def idc(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
-    model, fit = fit_model("IDC", adata, k, seed)
-    yield from idc_labels(model, k, seed, fit, wanted)
-
-
-def idc_labels(model, k: int, seed: int, fit: Timer, wanted: set[str]) -> Iterator[Labels]:
-    with Timer() as timer:
-        labels = np.asarray(model.predict())
-    yield Labels("idc", "given", labels, fit, timer)
-    yield Labels("idc:start", "given", np.asarray(model.initial_labels_), fit, timer)
-    yield from cluster("idc", model.get_latent_representation(), k, seed, fit, wanted)
-
-
-def mfcvae(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
-    model, fit = fit_model("MFCVAE", adata, k, seed)
-    with Timer() as timer:
-        labels = np.asarray(model.predict())  # of the main facet
-    yield Labels("mfcvae", "given", labels, fit, timer)
-    yield Labels("mfcvae:start", "given", np.asarray(model.initial_labels_), fit, timer)
+    yield Labels(method, k_is, labels, fit, timer)
+    yield Labels(f"{method}:start", k_is, np.asarray(model.initial_labels_), fit, timer)
+    if wanted & {f"{method}+{suffix}" for suffix in CLUSTERERS}:
+        yield from cluster(method, model.get_latent_representation(), k, seed, fit, wanted)
 
 
 def fit_model(
@@ -269,31 +252,25 @@ def fit_model(
     return model, fit
 
 
-def somvae(adata: AnnData, k: int, seed: int, wanted: set[str]) -> Iterator[Labels]:
-    model, fit = fit_model("SOMVAE", adata, k, seed)
-    with Timer() as timer:
-        labels = np.asarray(model.predict())
-    yield Labels("somvae", "given", labels, fit, timer)
+# Ends the name of a model that finds the number of clusters itself.
+OPEN = "+auto"
 
+# Clusterings of the latent codes of our models, beside their own labels.
+OF_CODES = {"idc": ("idc+kmeans",)}
 
-FAMILIES: dict[str, tuple[Callable[[AnnData, int, int, set[str]], Iterator[Labels]], tuple[str, ...]]] = {
+Family = Callable[[AnnData, int, int, set[str]], Iterator[Labels]]
+FAMILIES: dict[str, tuple[Family, tuple[str, ...]]] = {
     "pca": (pca, ("pca+kmeans", "pca+leiden-k", "pca+leiden")),
     "harmony": (harmony, ("harmony+kmeans",)),
     "scvi": (scvi, ("scvi+kmeans", "scvi+leiden-k", "scvi+leiden")),
-    "scdeepcluster": (scdeepcluster, ("scdeepcluster:start", "scdeepcluster")),
-    "gmvae": (gmvae, ("gmvae:start", "gmvae", "gmvae+auto")),
-    "mfcvae": (mfcvae, ("mfcvae:start", "mfcvae")),
-    "somvae": (somvae, ("somvae",)),
-    "idc": (idc, ("idc:start", "idc+kmeans", "idc")),
+} | {
+    system.key: (
+        partial(own_model, system.name),
+        (f"{system.key}:start", *OF_CODES.get(system.key, ()), system.key, f"{system.key}{OPEN}"),
+    )
+    for system in SYSTEMS
 }
 METHODS = tuple(method for _, methods in FAMILIES.values() for method in methods)
-
-
-def one_thread() -> None:
-    """Tell torch again before each fit: libraries used in between may have put the thread count back."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def warm_up() -> None:

@@ -13,14 +13,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scdeepclust.nn import (
-    FastLinear,
-    GaussianMixture,
-    column_sums,
-    counts_from_dense,
-    nb_log_likelihood,
-    zinb_log_likelihood,
-)
+from scdeepclust.model.scdeepcluster._dec import column_sums
+from scdeepclust.nn import FastLinear, GaussianMixture, counts_from_dense, nb_log_likelihood, zinb_log_likelihood
 from scdeepclust.nn._linear import onednn_is_faster
 
 N_CELLS, N_GENES, N_HIDDEN, N_LATENT = 128, 4000, 128, 10

@@ -9,24 +9,17 @@ Real data are skipped where the file is missing (see SCDEEPCLUST_DATA), MNIST wh
 
 from __future__ import annotations
 
-import argparse
-import warnings
-from collections.abc import Callable
-from pathlib import Path
-
 from _methods import DATA, fit_model, load  # first: it sets the number of threads
 
 # isort: split
+import _claims
 import numpy as np
 import pandas as pd
-from _page import markdown
-from _rows import append_rows, package_list, seed_list
+from _report import Report
 from anndata import AnnData
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-HERE = Path(__file__).resolve().parent
-CSV = HERE / "results" / "facets.csv"
-PAGE = HERE.parent / "docs" / "benchmarks" / "facets.md"
+REPORT = Report(__file__, _claims.KEYS, seeds="0-4")
 
 INTERFERON_GENES = {"ISG15", "IFI6", "IFIT1", "IFIT3", "MX1", "ISG20"}
 N_TOP = 20
@@ -157,7 +150,7 @@ def image_scores(adata: AnnData, n_clusters: int, seed: int) -> dict[str, float]
     return {"ARI": best["ARI"], "accuracy, one to one": best["accuracy"], "purity": best["purity"]}
 
 
-CLAIMS: dict[str, tuple[str, Callable[[int], dict[str, float]]]] = {
+CLAIMS: dict[str, _claims.Claim] = {
     "planted": (
         "2000 simulated cells, 1000 genes, 1000 counts a cell: five types, and independent of them three groups, each "
         "with 20 markers. The number of types is given, that of the groups is not.",
@@ -185,57 +178,16 @@ CLAIMS: dict[str, tuple[str, Callable[[int], dict[str, float]]]] = {
 }
 
 
-def run(claims: list[str], seeds: list[int], again: bool) -> None:
-    for claim in claims:
-        for seed in seeds:
-            known = pd.read_csv(CSV) if CSV.exists() else pd.DataFrame(columns=["claim", "seed"])
-            if ((known.claim == claim) & (known.seed == seed)).any() and not again:
-                continue
-            scores = CLAIMS[claim][1](seed)
-            if not scores:
-                continue
-            rows = pd.DataFrame(
-                {"claim": claim, "seed": seed, "quantity": list(scores), "value": list(scores.values())}
-            )
-            append_rows(CSV, rows.round(4).assign(versions=package_list()), ["claim", "seed", "quantity"])
-            print(claim, seed, {name: round(float(value), 3) for name, value in scores.items()}, flush=True)
-
-
 def write_page() -> None:
-    rows = pd.read_csv(CSV)
-    sections = []
-    for claim, (text, _) in CLAIMS.items():
-        part = rows[rows.claim == claim]
-        if part.empty:
-            continue
-        values = part.groupby("quantity", sort=False)["value"].agg(["mean", "std", "min", "max"])
-        lines = [["quantity", "mean", "sd", "smallest", "largest"]]
-        lines += [[str(name), *(f"{value:.3f}" for value in row)] for name, row in values.iterrows()]
-        sections.append(f"## {claim}\n\n{text} {part.seed.nunique()} seeds.\n\n{markdown(lines)}\n")
-    page = f"""# Facets of MFCVAE
-
-Written by `benchmarks/facets.py`; do not edit. Every row is in `benchmarks/results/facets.csv`. All settings are the
-defaults but for what is said; no label reaches the model but in *guided*.
-
-{chr(10).join(sections)}
-Versions: {rows.versions.iloc[-1]}.
-"""
-    PAGE.write_text(page)
-    print(f"wrote {PAGE}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--claims", default=",".join(CLAIMS), help="separated by commas")
-    parser.add_argument("--seeds", type=seed_list, default="0-4", help="for example 0-4 or 0,3")
-    parser.add_argument("--again", action="store_true", help="measure rows that are there already once more")
-    parser.add_argument("--table", action="store_true", help="only rewrite the page")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    if not arguments.table:
-        run(arguments.claims.split(","), arguments.seeds, arguments.again)
-    write_page()
+    rows = REPORT.read()
+    REPORT.write(
+        "Facets of MFCVAE",
+        "All settings are the defaults but for what is said; no label reaches the model but in *guided*.",
+        *_claims.sections(rows, CLAIMS),
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    _claims.run(REPORT, __doc__, CLAIMS)
+    write_page()

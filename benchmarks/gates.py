@@ -11,32 +11,25 @@ Each fit also adds its labels to `results/quality.csv` where `quality.py` has no
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import os
-import resource
 import time
-import warnings
 from pathlib import Path
 
-from _methods import DATASETS, METHODS, Timer, fit_model, idc_labels, load, one_thread
+from _methods import DATASETS, FAMILIES, Timer, fit_model, labels_of, load  # first: it sets the number of threads
 
 # isort: split
 import numpy as np
 import pandas as pd
-from _page import markdown
-from _rows import append_rows, seed_list
+from _own_process import in_own_process, peak_mib
+from _report import HERE, Report, markdown, write_csv
+from _threads import one_thread
 from anndata import AnnData
-from quality import CSV as QUALITY
-from quality import append as append_quality
-from quality import matching, read, rows_of
+from quality import REPORT as QUALITY
+from quality import missing, rows_of
 
-HERE = Path(__file__).resolve().parent
-CSV = HERE / "results" / "gates.csv"
-STABILITY = HERE / "results" / "gates_stability.csv"
-SIZE = HERE / "results" / "gates_size.csv"
-PAGE = HERE.parent / "docs" / "benchmarks" / "gates.md"
+REPORT = Report(__file__, ("data", "seed"), seeds="0-4", files="gates*.csv")
+STABILITY, SIZE = (REPORT.csv.with_name(f"gates_{what}.csv") for what in ("stability", "size"))
 CACHE = HERE / ".cache" / "gates"  # labels and first genes of each fit, from which the stability follows
 
 SIMULATED = "simulated"
@@ -81,11 +74,10 @@ def measure(adata: AnnData, name: str, seed: int, again: bool) -> dict:
     k = len(np.unique(truth))
     model, fit = fit_model("IDC", adata, k, seed)
     if name != SIMULATED:
-        known = read(QUALITY)
-        done = set(known.method[(known.data == name) & (known.seed == seed)])
-        wanted = {method for method in METHODS if method.startswith("idc")} - (set() if again else done)
-        results = idc_labels(model, k, seed, fit, wanted)
-        append_quality(QUALITY, rows_of(truth, name, seed, wanted, results))
+        wanted = missing(FAMILIES["idc"][1], name, seed, again)
+        rows = rows_of(truth, name, seed, wanted, labels_of(model, "idc", k, seed, fit, wanted))
+        if len(rows):
+            QUALITY.append(rows)
     model.write_back(model.adata)
     table = sdc.tl.rank_gates(model.adata)
     labels = np.asarray(model.predict())
@@ -183,20 +175,19 @@ def stability(datasets: list[str]) -> None:
         if values:
             rows.append({"data": name, "seeds": len(fits), "pairs": len(values), "median_jaccard": np.median(values)})
     if rows:
-        pd.DataFrame(rows).to_csv(STABILITY, index=False, float_format="%.4f")
+        write_csv(STABILITY, pd.DataFrame(rows), float_format="%.4f")
 
 
 def run(datasets: list[str], seeds: list[int], again: bool) -> None:
     for seed in seeds:
         for name in datasets:
-            done = pd.read_csv(CSV) if CSV.exists() else pd.DataFrame(columns=["data", "seed"])
-            if ((done["data"] == name) & (done["seed"] == seed)).any() and not again:
+            if REPORT.has(data=name, seed=seed) and not again:
                 continue
             adata = data_of(name)
             if adata is None:
                 continue
             row = measure(adata, name, seed, again)
-            append_rows(CSV, pd.DataFrame([row]).round(4), ["data", "seed"])
+            REPORT.append(pd.DataFrame([row]).round(4))
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     stability([SIMULATED, *DATASETS])
 
@@ -206,24 +197,9 @@ def run(datasets: list[str], seeds: list[int], again: bool) -> None:
 
 def size() -> None:
     """Seconds an epoch at the published size, and memory for the results of 100,000 cells. Each in a process."""
-    rows = []
-    for task in ("published", "results"):
-        read_end, write_end = os.pipe()
-        if (child := os.fork()) == 0:
-            os.close(read_end)
-            row = {"published": published_size, "results": results_size}[task]()
-            os.write(write_end, json.dumps(row).encode())
-            os._exit(0)
-        os.close(write_end)
-        with os.fdopen(read_end) as answer:
-            rows.append(json.loads(answer.read()))
-        os.waitpid(child, 0)
-        print(rows[-1], flush=True)
-    pd.DataFrame(rows).to_csv(SIZE, index=False, float_format="%.3f")
-
-
-def peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    rows = [in_own_process(task) for task in (published_size, results_size)]
+    print(*rows, sep="\n", flush=True)
+    write_csv(SIZE, pd.DataFrame(rows), float_format="%.3f")
 
 
 def published_size() -> dict:
@@ -239,7 +215,7 @@ def published_size() -> dict:
     epochs = sum(n for _, n in model.phases_)
     return {
         "what": "20,742 x 17,126, K = 2, batches of 256", "seconds": timer.wall / epochs,
-        "peak_gib": peak_gib(), "gib_above": np.nan,
+        "peak_gib": peak_mib() / 1024, "gib_above": np.nan,
     }  # fmt: skip
 
 
@@ -333,9 +309,9 @@ def deletion_table(rows: pd.DataFrame) -> str:
 
 
 def write_page() -> None:
-    if not CSV.exists():
+    if not REPORT.csv.exists():
         return
-    rows = pd.read_csv(CSV)
+    rows = REPORT.read()
     parts = [HEAD, "## Scores of the explanations", table(rows, SCORES)]
     parts += ["## Share of labels that change when genes of a cell are removed", deletion_table(rows)]
     parts += ["## Share of labels that stay when only a tenth of the genes of a cell are left", table(rows, INSERTION)]
@@ -343,7 +319,7 @@ def write_page() -> None:
     simulated = rows[rows["data"] == SIMULATED]
     if len(simulated):
         parts += ["## Known markers of simulated clusters", table(simulated, MARKERS).rsplit("\n", 1)[0]]
-    pbmc = rows[rows["data"] == "pbmc3k_full"]
+    pbmc = rows[rows["data"] == "pbmc3k_full"].sort_values("seed")
     if len(pbmc):
         lines = [["seed", "of ten", "missing"]]
         lines += [[str(r.seed), f"{r.canonical:.0f}", str(r.canonical_missing)] for r in pbmc.itertuples()]
@@ -359,17 +335,14 @@ def write_page() -> None:
             above = "-" if np.isnan(r.gib_above) else f"{r.gib_above:.2f}"
             lines.append([r.what, f"{r.seconds:.1f}", f"{r.peak_gib:.2f}", above])
         parts += ["## Size", markdown(lines)]
-    PAGE.write_text("\n\n".join(parts) + "\n")
-    print(f"wrote {PAGE}")
+    REPORT.write("Gates of IDC", *parts, rows=rows)
 
 
-HEAD = f"""# Gates of IDC
-
-Written by `benchmarks/gates.py`; do not edit. Rows are in `benchmarks/results/gates*.csv`. Same data, genes and numbers
-of clusters as for the [label quality](quality.md), one default configuration; means over seeds. What the scores mean is
-said by `tl.score_gates`, what deletion and insertion mean by `tl.gate_curves`. Genes of a cluster are those of
-`tl.rank_gates`. "Its genes" are those that a cell expresses: 20 of 22 (worm_neuron) is all of a cell, 20 of 876
-(sc_mixology_cellines) nothing.
+HEAD = f"""\
+Same data, genes and numbers of clusters as for the [label quality](quality.md), one default configuration; means over
+seeds. What the scores mean is said by `tl.score_gates`, what deletion and insertion mean by `tl.gate_curves`. Genes of
+a cluster are those of `tl.rank_gates`. "Its genes" are those that a cell expresses: 20 of 22 (worm_neuron) is all of a
+cell, 20 of 876 (sc_mixology_cellines) nothing.
 
 Behind the global gates, a linear classifier is trained on 80 % of the cells and judged on the others; it sees every
 cell through the gates of every cluster. The other linear classifiers, with a table of their own, get the first 2 or 5
@@ -381,18 +354,13 @@ Precision is that of the first {N_MARKERS} genes of a cluster."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="*", help="names or patterns, separated by commas")
-    parser.add_argument("--seeds", type=seed_list, default="0-4", help="for example 0-4 or 0,3")
-    parser.add_argument("--again", action="store_true", help="measure rows that are there already once more")
+    parser = REPORT.parser(__doc__, data=(SIMULATED, *DATASETS))
     parser.add_argument("--size", action="store_true", help="measure time and memory instead")
-    parser.add_argument("--table", action="store_true", help="only rewrite the page")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
+    arguments = REPORT.parse(parser)
     if arguments.size:
         size()
     elif not arguments.table:
-        run(matching(arguments.data, (SIMULATED, *DATASETS)), arguments.seeds, arguments.again)
+        run(arguments.data, arguments.seeds, arguments.again)
     write_page()
 
 

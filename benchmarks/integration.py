@@ -11,23 +11,17 @@ are not measured again. One thread.
 
 from __future__ import annotations
 
-import argparse
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 from _methods import DATASETS, Timer, batch_key, components, fit_model, load, one_thread  # first: number of threads
 
 # isort: split
 import numpy as np
 import pandas as pd
-from _page import markdown
-from _rows import append_rows, package_list, seed_list
+from _report import Report, markdown
 from anndata import AnnData
 
-HERE = Path(__file__).resolve().parent
-CSV = HERE / "results" / "integration.csv"
-PAGE = HERE.parent / "docs" / "benchmarks" / "integration.md"
+REPORT = Report(__file__, ("data", "seed"), seeds="0-2", packages=("scib-metrics",))
 
 BATCHES = ("kang_muscat", "sc_mixology_cellines", "baron_mouse")
 EMBEDDINGS = ("pca", "scvi", "gmvae")
@@ -77,25 +71,24 @@ def measure(adata: AnnData, data: str, seed: int) -> pd.DataFrame:
     table.insert(0, "data", data)
     table.insert(1, "seed", seed)
     table["fit_cpu_s"] = [round(seconds[name], 1) for name in table["embedding"]]
-    return table.assign(versions=package_list("scib-metrics"))
+    return table
 
 
 def run(datasets: list[str], seeds: list[int], again: bool) -> None:
     for seed in seeds:
         for data in datasets:
-            known = pd.read_csv(CSV) if CSV.exists() else pd.DataFrame(columns=["data", "seed"])
-            if ((known.data == data) & (known.seed == seed)).any() and not again:
+            if REPORT.has(data=data, seed=seed) and not again:
                 continue
             adata = load(data)
             if adata is None:
                 continue
             table = measure(adata, data, seed)
-            append_rows(CSV, table, ["data", "seed", "embedding"])
+            REPORT.append(table)
             print(data, seed, table.set_index("embedding")["Total"].to_dict(), flush=True)
 
 
 def write_page() -> None:
-    rows = pd.read_csv(CSV)
+    rows = REPORT.read()
     sections = []
     for data in [name for name in DATASETS if name in set(rows.data)]:
         part = rows[rows.data == data].groupby("embedding")
@@ -107,35 +100,22 @@ def write_page() -> None:
                 cells[SHOWN.index("Total")] += f" ± {sd[name]:.3f}"
             lines.append([name, *cells, f"{part['fit_cpu_s'].mean()[name]:.0f}"])
         sections.append(f"## {data}\n\nSeeds: {part.size().max()}.\n\n{markdown(lines)}")
-    page = f"""# Batch integration
+    REPORT.write("Batch integration", TEXT, *sections, rows=rows)
 
-Written by `benchmarks/integration.py`; do not edit. Every row is in `benchmarks/results/integration.csv`.
 
+TEXT = """\
 Scores of `tl.benchmark_integration` (scib-metrics), all between 0 and 1, 1 is best; they judge an embedding by the
 labels that come with the data. *Total* is 0.6 of the mean bio conservation (the first five columns) plus 0.4 of the
 mean batch correction (the next four). *Silhouette batch* is in no mean. Values are means over seeds, with the
 standard deviation of the total where there is more than one.
 scVI has the number of layers, the latent size and the number of epochs of the GMVAE. All see the same cells and genes
-and are told the batches, but for *pca*.
-
-{chr(10).join(f"{section}{chr(10)}" for section in sections)}
-Versions: {rows.versions.iloc[-1]}.
-"""
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page)
-    print(f"wrote {PAGE}")
+and are told the batches, but for *pca*."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=",".join(BATCHES), help="names separated by commas")
-    parser.add_argument("--seeds", type=seed_list, default="0-2", help="for example 0-4 or 0,3")
-    parser.add_argument("--again", action="store_true", help="measure rows that are there already once more")
-    parser.add_argument("--table", action="store_true", help="only rewrite the page")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
+    arguments = REPORT.parse(REPORT.parser(__doc__, data=BATCHES))
     if not arguments.table:
-        run(arguments.data.split(","), arguments.seeds, arguments.again)
+        run(arguments.data, arguments.seeds, arguments.again)
     write_page()
 
 

@@ -12,23 +12,16 @@ K = 1 is the autoencoder with its prior N(0, I), that is the first phase alone, 
 
 from __future__ import annotations
 
-import argparse
-import warnings
-from pathlib import Path
-
 from _methods import Timer, leiden, load, neighbour_graph, one_thread  # first: it sets the number of threads
 
 # isort: split
 import numpy as np
 import pandas as pd
 import torch
-from _page import markdown
-from _rows import append_rows, package_list, seed_list
+from _report import Report, markdown, number_list
 from anndata import AnnData
 
-HERE = Path(__file__).resolve().parent
-CSV = HERE / "results" / "k_grid.csv"
-PAGE = HERE.parent / "docs" / "benchmarks" / "k_grid.md"
+REPORT = Report(__file__, ("data", "k", "seed"), seeds="0-2", packages=("scib-metrics",))
 
 DATA = "kang_muscat"
 GRID = (1, 10, 20, 30, 40, 50)
@@ -122,16 +115,15 @@ def run(seeds: list[int], grid: list[int], again: bool) -> None:
         return
     for seed in seeds:
         for k in grid:
-            known = pd.read_csv(CSV) if CSV.exists() else pd.DataFrame(columns=["data", "k", "seed"])
-            if ((known.data == DATA) & (known.k == k) & (known.seed == seed)).any() and not again:
+            if REPORT.has(data=DATA, k=k, seed=seed) and not again:
                 continue
             row = {"data": DATA, "k": k, "seed": seed} | measure(adata, k, seed)
-            append_rows(CSV, pd.DataFrame([row | {"versions": package_list("scib-metrics")}]), ["data", "k", "seed"])
+            REPORT.append(pd.DataFrame([row]))
             print(row, flush=True)
 
 
 def write_page() -> None:
-    rows = pd.read_csv(CSV)
+    rows = REPORT.read()
     adata = load(DATA)
     n_types = "" if adata is None else f", {adata.obs['cell_type'].nunique()} cell types"
     groups = rows.groupby("k")
@@ -143,35 +135,21 @@ def write_page() -> None:
             text = "-" if np.isnan(mean) else f"{mean:{form}}"
             cells.append(text if np.isnan(sd) else f"{text} ± {sd:{form}}")
         lines.append([str(k), *cells])
-    page = f"""# The grid over K
-
-Written by `benchmarks/k_grid.py`; do not edit. Every row is in `benchmarks/results/k_grid.csv`.
-
+    text = f"""\
 GMVAE with K components on `{DATA}` ({rows.seed.nunique()} seeds{n_types}), everything else at its defaults, trained on
 {TRAIN_SIZE:.0%} of the cells. *best ARI*, *best NMI*, *isolated labels*, *batch ASW* and *kBET* follow the protocol of
 the published study and say something of the latent space: the first two are the best over k-means with 1 to 21 clusters
 and over Leiden resolutions 0.1 to 2, **chosen with the labels**. *own ARI* and *own NMI* need no labels: they are those
-of the model's own clusters, all K of them. With K = 1 the prior is N(0, I), which has no clusters.
-
-{markdown(lines)}
-
-Versions: {rows.versions.iloc[-1]}.
-"""
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page)
-    print(f"wrote {PAGE}")
+of the model's own clusters, all K of them. With K = 1 the prior is N(0, I), which has no clusters."""
+    REPORT.write("The grid over K", text, markdown(lines), rows=rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=seed_list, default="0-2", help="for example 0-4 or 0,3")
-    parser.add_argument("--grid", default=",".join(map(str, GRID)), help="numbers of components")
-    parser.add_argument("--again", action="store_true", help="measure rows that are there already once more")
-    parser.add_argument("--table", action="store_true", help="only rewrite the page")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
+    parser = REPORT.parser(__doc__)
+    parser.add_argument("--grid", type=number_list, default=list(GRID), help="numbers of components")
+    arguments = REPORT.parse(parser)
     if not arguments.table:
-        run(arguments.seeds, [int(k) for k in arguments.grid.split(",")], arguments.again)
+        run(arguments.seeds, arguments.grid, arguments.again)
     write_page()
 
 

@@ -5,16 +5,13 @@ again. The labelled data sets are read from the folder in SCDEEPCLUST_DATA; MNIS
 digits comes with it) and `minisom`, and is skipped without them.
 
     python benchmarks/maps.py                       # everything that is missing
-    python benchmarks/maps.py --parts digits chain  # a part of it
+    python benchmarks/maps.py --parts digits,chain  # a part of it
     python benchmarks/maps.py --table               # only rewrite the page
 """
 
 from __future__ import annotations
 
-import argparse
-import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from _methods import DATASETS, fit_model, load, one_thread  # first: it sets the number of threads
 
@@ -22,15 +19,11 @@ from _methods import DATASETS, fit_model, load, one_thread  # first: it sets the
 import numpy as np
 import pandas as pd
 from _courses import Result, chain, course
-from _page import markdown
+from _report import Report, markdown
 from anndata import AnnData
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-HERE = Path(__file__).resolve().parent
-CSV = HERE / "results" / "maps.csv"
-PAGE = HERE.parent / "docs" / "benchmarks" / "maps.md"
-COLUMNS = ["part", "data", "method", "seed", "metric", "value"]
-SEEDS = range(5)
+REPORT = Report(__file__, ("part", "data", "seed"), seeds="0-4")
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
@@ -197,36 +190,21 @@ PARTS: dict[str, tuple[Callable[[str, int], Iterator[Result]], tuple[str, ...]]]
 # ---- running and writing ---------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> pd.DataFrame:
-    if not path.exists():
-        return pd.DataFrame(columns=COLUMNS)
-    return pd.read_csv(path).drop_duplicates(COLUMNS[:-1], keep="last")
-
-
-def record(path: Path, part: str, data: str, seed: int, results: list[Result]) -> None:
-    rows = [
-        (part, data, method, seed, metric, round(float(value), 4))
-        for method, metrics in results
-        for metric, value in metrics.items()
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows, columns=COLUMNS).to_csv(path, mode="a", header=not path.exists(), index=False)
-
-
-def run(path: Path, parts: list[str], seeds: list[int], again: bool) -> None:
+def run(parts: list[str], seeds: list[int], again: bool) -> None:
     for part in parts:
         measure, datasets = PARTS[part]
         for seed in seeds:
             for data in datasets:
-                known = read(path)
-                done = (known["part"] == part) & (known["data"] == data) & (known["seed"] == seed)
-                if done.any() and not again:
+                if REPORT.has(part=part, data=data, seed=seed) and not again:
                     continue
-                results = list(measure(data, seed))
-                record(path, part, data, seed, results)
-                for method, metrics in results:
+                rows = []
+                for method, metrics in measure(data, seed):
                     shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
                     print(f"{part:8s} {data:22s} seed {seed}  {method}: {shown}", flush=True)
+                    rows += [(part, data, method, seed, name, float(value)) for name, value in metrics.items()]
+                if rows:
+                    columns = ["part", "data", "method", "seed", "metric", "value"]
+                    REPORT.append(pd.DataFrame(rows, columns=columns).round(4))
 
 
 def table(rows: pd.DataFrame, index: str) -> str:
@@ -295,7 +273,8 @@ def assignment_tables(rows: pd.DataFrame, soft: pd.DataFrame) -> Iterator[str]:
         yield table(pd.concat([hard.assign(method="hard"), own]), "method")
 
 
-def write_page(rows: pd.DataFrame, page: Path) -> None:
+def write_page() -> None:
+    rows = REPORT.read()
     sections = []
     for part in ("real", "assignment", "digits", "mnist", "paul15", "course", "chain"):
         own = rows[rows["part"] == part]
@@ -306,27 +285,14 @@ def write_page(rows: pd.DataFrame, page: Path) -> None:
             sections += assignment_tables(rows, own)
         else:
             sections.append(table(own, "data" if part == "real" else "method"))
-    head = """# Maps
-
-Written by `benchmarks/maps.py`; do not edit. Every number is in `benchmarks/results/maps.csv`. Mean ± standard
-deviation over the seeds, one thread."""
-    page.write_text("\n\n".join([head, *sections]) + "\n")
-    print(f"wrote {page}")
+    REPORT.write("Maps", "Mean ± standard deviation over the seeds, one thread.", *sections, rows=rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--again", action="store_true", help="measure anew; the newest row counts")
-    parser.add_argument("--out", type=Path, default=CSV, help="the CSV to extend")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown page to write")
-    parser.add_argument("--table", action="store_true", help="only rewrite the page")
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
+    arguments = REPORT.parse(REPORT.parser(__doc__, parts=list(PARTS)))
     if not arguments.table:
-        run(arguments.out, arguments.parts, arguments.seeds, arguments.again)
-    write_page(read(arguments.out), arguments.page)
+        run(arguments.parts, arguments.seeds, arguments.again)
+    write_page()
 
 
 if __name__ == "__main__":

@@ -9,23 +9,16 @@ What needs real data is skipped where the file is missing (see SCDEEPCLUST_DATA)
 
 from __future__ import annotations
 
-import argparse
-import warnings
-from collections.abc import Callable
-from pathlib import Path
-
 from _methods import fit_model, load  # first: it sets the number of threads
 
 # isort: split
+import _claims
 import numpy as np
 import pandas as pd
-from _page import markdown
-from _rows import append_rows, package_list, seed_list
+from _report import Report, markdown
+from quality import REPORT as QUALITY
 
-HERE = Path(__file__).resolve().parent
-CSV = HERE / "results" / "mixture.csv"
-PAGE = HERE.parent / "docs" / "benchmarks" / "mixture.md"
-QUALITY = HERE / "results" / "quality.csv"
+REPORT = Report(__file__, _claims.KEYS, seeds="0-4")
 
 BLADDER = "mouse_bladder_2100"
 N_BINS = 10
@@ -120,7 +113,7 @@ def estimator(seed: int) -> dict[str, float]:
     return scores
 
 
-CLAIMS: dict[str, tuple[str, Callable[[int], dict[str, float]]]] = {
+CLAIMS: dict[str, _claims.Claim] = {
     "calibration": (
         "Confidence as a probability: 2000 simulated cells, 300 genes, five types, two batches. Accuracy is that after "
         "matching clusters to types one to one; the expected calibration error is the mean distance of confidence and "
@@ -142,25 +135,9 @@ CLAIMS: dict[str, tuple[str, Callable[[int], dict[str, float]]]] = {
 }
 
 
-def run(claims: list[str], seeds: list[int], again: bool) -> None:
-    for claim in claims:
-        for seed in seeds:
-            known = pd.read_csv(CSV) if CSV.exists() else pd.DataFrame(columns=["claim", "seed"])
-            if ((known.claim == claim) & (known.seed == seed)).any() and not again:
-                continue
-            scores = CLAIMS[claim][1](seed)
-            if not scores:
-                continue
-            rows = pd.DataFrame(
-                {"claim": claim, "seed": seed, "quantity": list(scores), "value": list(scores.values())}
-            )
-            append_rows(CSV, rows.round(4).assign(versions=package_list()), ["claim", "seed", "quantity"])
-            print(claim, seed, {name: round(float(value), 3) for name, value in scores.items()}, flush=True)
-
-
 def open_number_section() -> str:
     """Error of the number of clusters and what not knowing it costs, from the rows of `quality.py`."""
-    rows = pd.read_csv(QUALITY).drop_duplicates(["data", "method", "seed"], keep="last")
+    rows = QUALITY.read()
     given = rows[rows.method == "gmvae"].set_index(["data", "seed"])
     found = rows[rows.method == "gmvae+auto"].set_index(["data", "seed"])
     if found.empty:
@@ -177,49 +154,14 @@ def open_number_section() -> str:
 From the rows of [label quality](quality.md), means over seeds. Median relative error of the number:
 {error.median():.2f}; median loss of adjusted Rand index: {(table["given"] - table["ari"]).median():.3f}.
 
-{markdown(lines)}
-"""
+{markdown(lines)}"""
 
 
 def write_page() -> None:
-    rows = pd.read_csv(CSV)
-    sections = []
-    for claim, (text, _) in CLAIMS.items():
-        part = rows[rows.claim == claim]
-        if part.empty:
-            continue
-        values = part.groupby("quantity", sort=False)["value"].agg(["mean", "std", "min", "max"])
-        lines = [["quantity", "mean", "sd", "smallest", "largest"]]
-        lines += [
-            [str(name), *("-" if np.isnan(value) else f"{value:.3f}" for value in row)]
-            for name, row in values.iterrows()
-        ]
-        sections.append(f"## {claim}\n\n{text} Seeds: {part.seed.nunique()}.\n\n{markdown(lines)}\n")
-    sections.append(open_number_section())
-    page = f"""# The mixture of GMVAE
-
-Written by `benchmarks/mixture.py`; do not edit. Every row is in `benchmarks/results/mixture.csv`.
-
-{chr(10).join(sections)}
-Versions: {rows.versions.iloc[-1]}.
-"""
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page)
-    print(f"wrote {PAGE}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--claims", default=",".join(CLAIMS), help="names separated by commas")
-    parser.add_argument("--seeds", type=seed_list, default="0-4", help="for example 0-4 or 0,3")
-    parser.add_argument("--again", action="store_true", help="measure rows that are there already once more")
-    parser.add_argument("--table", action="store_true", help="only rewrite the page")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    if not arguments.table:
-        run(arguments.claims.split(","), arguments.seeds, arguments.again)
-    write_page()
+    rows = REPORT.read()
+    REPORT.write("The mixture of GMVAE", *_claims.sections(rows, CLAIMS), open_number_section(), rows=rows)
 
 
 if __name__ == "__main__":
-    main()
+    _claims.run(REPORT, __doc__, CLAIMS)
+    write_page()

@@ -10,26 +10,19 @@ thread.
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
+from _threads import one_thread  # first: it sets the number of threads
+
+# isort: split
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
-from scale import MIB, peak_mib, time_epochs  # first: it sets the number of threads
-
-# isort: split
 import numpy as np
 import pandas as pd
-from _page import markdown
-from _rows import append_rows, package_list
+from _own_process import csr_mib, in_own_process, peak_mib, store_counts, time_epochs
+from _report import Report, markdown
 
-HERE = Path(__file__).resolve().parent
-CSV = HERE / "results" / "published_size.csv"
-PAGE = HERE.parent / "docs" / "benchmarks" / "published_size.md"
+REPORT = Report(__file__, ("samples",))
 
 N_CELLS, N_GENES, N_BATCHES = 58_861, 13_431, 13
 SIZES = {"n_latent": 80, "n_w": 60, "n_hidden": 300, "n_layers": 2, "dropout_rate": 0.05}
@@ -40,22 +33,13 @@ N_REPEATS = 4  # the first one is not counted
 LIMIT_GIB = 12
 
 
-def simulate(path: Path) -> None:
-    import scdeepclust as sdc
-
-    adata = sdc.datasets.simulate_counts(N_CELLS, N_GENES, n_clusters=N_CLUSTERS, n_batches=N_BATCHES, seed=0)
-    adata.layers.clear()  # one copy of the counts, in X
-    adata.write_h5ad(path)
-
-
 def measure(n_samples: int, path: Path) -> dict[str, Any]:
     import anndata
     import scvi
-    import torch
 
     import scdeepclust as sdc
 
-    torch.set_num_threads(1)
+    one_thread()
     scvi.settings.seed = 0
     adata = anndata.read_h5ad(path)
     sdc.model.GMVAE.setup_anndata(adata, batch_key="batch")
@@ -77,71 +61,47 @@ def measure(n_samples: int, path: Path) -> dict[str, Any]:
         "samples": n_samples,
         "cells": adata.n_obs,
         "genes": adata.n_vars,
-        "csr_mib": round(sum(a.nbytes for a in (adata.X.data, adata.X.indices, adata.X.indptr)) / MIB),
+        "csr_mib": round(csr_mib(adata.X)),
         "first_phase_s_epoch": round(first, 1),
         "last_phase_s_epoch": round(last, 1),
         "peak_mib": round(peak_mib()),
-        "versions": package_list(),
     }
 
 
-def run() -> None:
-    def in_own_process(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
-        return done.stdout.strip().rpartition("\n")[2]
-
+def run(again: bool) -> None:
+    missing = [n_samples for n_samples in STEPS if again or not REPORT.has(samples=n_samples)]
+    if not missing:
+        return
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts.h5ad"
-        in_own_process("--simulate", str(counts))
-        for n_samples in STEPS:
-            row = json.loads(in_own_process("--measure", str(n_samples), str(counts)))
-            append_rows(CSV, pd.DataFrame([row]), ["samples"])
+        in_own_process(store_counts, counts, N_CELLS, N_GENES, n_clusters=N_CLUSTERS, n_batches=N_BATCHES)
+        for n_samples in missing:
+            row = in_own_process(measure, n_samples, counts)
+            REPORT.append(pd.DataFrame([row]))
             print(row, flush=True)
 
 
 def write_page() -> None:
-    rows = pd.read_csv(CSV)
+    rows = REPORT.read().sort_values("samples")
     lines = [["samples M", "first phase, s an epoch", "last phase, s an epoch", "peak memory, GiB"]]
     for row in rows.itertuples():
         seconds = [f"{row.first_phase_s_epoch:.0f}", f"{row.last_phase_s_epoch:.0f}"]
         lines.append([str(row.samples), *seconds, f"{row.peak_mib / 1024:.1f}"])
-    page = f"""# GMVAE at the size of the published study
-
-Written by `benchmarks/published_size.py`; do not edit. Every row is in `benchmarks/results/published_size.csv`.
-
+    text = f"""\
 Simulated counts of {rows.cells[0]:,} cells and {rows.genes[0]:,} genes ({rows.csr_mib[0]:,} MiB as CSR) in {N_BATCHES}
 batches; latent size {SIZES["n_latent"]}, w of {SIZES["n_w"]} dimensions, {N_CLUSTERS} components, minibatches of
 {BATCH_SIZE} cells. The encoder has two layers of {SIZES["n_hidden"]} and the decoder one (published: 300 and 250; all
 hidden layers of a model have one width here). CPU seconds of one thread, measured on {STEPS[1]} (M = 1) and {STEPS[10]}
 (M = 10) minibatches at a time, median of {N_REPEATS - 1}, scaled up to an epoch; the components start from given
-labels. Peak memory is that of the whole process, data included; the bar was {LIMIT_GIB} GiB.
-
-{markdown(lines)}
-
-Versions: {rows.versions[0]}.
-"""
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page)
-    print(f"wrote {PAGE}")
+labels. Peak memory is that of the whole process, data included; the bar was {LIMIT_GIB} GiB."""
+    REPORT.write("GMVAE at the size of the published study", text, markdown(lines), rows=rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="only rewrite the page")
-    parser.add_argument("--simulate", help=argparse.SUPPRESS)
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    if arguments.simulate:
-        simulate(Path(arguments.simulate))
-    elif arguments.measure:
-        print(json.dumps(measure(int(arguments.measure[0]), Path(arguments.measure[1]))))
-    else:
-        if not arguments.table:
-            run()
-        write_page()
+    arguments = REPORT.parse(REPORT.parser(__doc__))
+    if not arguments.table:
+        run(arguments.again)
+    write_page()
 
 
 if __name__ == "__main__":

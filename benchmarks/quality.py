@@ -6,62 +6,40 @@ stopped and resumed, and two runs may write to the same file at once.
 
     python benchmarks/quality.py --seeds 0-4                          # everything that is missing
     python benchmarks/quality.py --methods 'pca*' --data baron_mouse  # a part of it
-    python benchmarks/quality.py --methods 'scdeepcluster*' --again   # measure anew, the newest row counts
-    python benchmarks/quality.py --table                              # only rewrite the page and the README's table
+    python benchmarks/quality.py --methods 'scdeepcluster*' --again   # measure anew
+    python benchmarks/quality.py --table                              # only write the page and the README's table
 
 The labelled data sets are read from the folder in SCDEEPCLUST_DATA; missing files are skipped.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import fcntl
-import fnmatch
-import io
-import os
-import subprocess
-import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
-from pathlib import Path
 
-from _methods import DATASETS, FAMILIES, METHODS, Labels, load, warm_up  # first: it sets the number of threads
+from _methods import (  # first: it sets the number of threads
+    DATASETS,
+    FAMILIES,
+    METHODS,
+    N_NEIGHBORS,
+    N_PCS,
+    N_RESTARTS,
+    N_TOP_GENES,
+    OPEN,
+    Labels,
+    load,
+    warm_up,
+)
 
 # isort: split
 import numpy as np
 import pandas as pd
-from _page import write_page, write_summary
+from _quality_tables import SCVI, clusters_table, ratio_table, score_table, seconds_table, write_summary
+from _report import HERE, Report
 from anndata import AnnData
 
-HERE = Path(__file__).resolve().parent
-CSV = HERE / "results" / "quality.csv"
-PAGE = HERE.parent / "docs" / "benchmarks" / "quality.md"
-README = HERE.parent / "README.md"
+REPORT = Report(__file__, ("data", "method", "seed"), seeds="0-4", packages=("scanpy", "scikit-learn"))
 
-
-@dataclass
-class Row:
-    """One measurement; `k` tells whether the true number of clusters was given, searched for or not used."""
-
-    data: str
-    method: str
-    seed: int
-    k: str
-    n_types: int
-    n_clusters: int
-    ari: float
-    nmi: float
-    accuracy: float
-    fit_cpu_s: float
-    fit_wall_s: float
-    cluster_cpu_s: float
-    cluster_wall_s: float
-    versions: str
-
-
-# ---- measuring -------------------------------------------------------------------------------------------------------
+TOO_EASY = "zheng_sorted_500"  # to tell methods apart: measured only by name
 
 
 def score(truth: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -77,126 +55,106 @@ def score(truth: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def versions() -> str:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    packages = " ".join(f"{name}={version(name)}" for name in ("torch", "scvi-tools", "scanpy", "scikit-learn"))
-    return f"scdeepclust={version('scdeepclust')}({commit or 'no git'}) {packages}"
+def rows_of(truth: np.ndarray, data: str, seed: int, wanted: set[str], results: Iterable[Labels]) -> pd.DataFrame:
+    """One row a method; `k` tells whether the true number of clusters was given, searched for or not used."""
+    rows = [
+        {
+            "data": data,
+            "method": result.method,
+            "seed": seed,
+            "k": result.k,
+            "n_types": np.unique(truth).size,
+            "n_clusters": np.unique(result.labels).size,
+            **score(truth, result.labels.astype(str)),
+            "fit_cpu_s": round(result.fit.cpu, 2),
+            "fit_wall_s": round(result.fit.wall, 2),
+            "cluster_cpu_s": round(result.cluster.cpu, 2),
+            "cluster_wall_s": round(result.cluster.wall, 2),
+        }
+        for result in results
+        if result.method in wanted
+    ]
+    return pd.DataFrame(rows)
 
 
-def measure(adata: AnnData, data: str, family: str, seed: int, wanted: set[str]) -> list[Row]:
-    truth = adata.obs["cell_type"].astype(str).to_numpy()
-    return rows_of(truth, data, seed, wanted, FAMILIES[family][0](adata, np.unique(truth).size, seed, wanted))
+def missing(methods: Iterable[str], data: str, seed: int, again: bool) -> set[str]:
+    """Those of the methods that are to be measured."""
+    known = REPORT.read()
+    done = set(known.method[(known.data == data) & (known.seed == seed)])
+    return set(methods) - (set() if again else done)
 
 
-def rows_of(truth: np.ndarray, data: str, seed: int, wanted: set[str], results: Iterable[Labels]) -> list[Row]:
-    k = np.unique(truth).size
-    rows = []
-    for result in results:
-        if result.method not in wanted:
-            continue
-        rows.append(
-            Row(
-                data=data,
-                method=result.method,
-                seed=seed,
-                k=result.k,
-                n_types=k,
-                n_clusters=np.unique(result.labels).size,
-                **score(truth, result.labels.astype(str)),
-                fit_cpu_s=round(result.fit.cpu, 2),
-                fit_wall_s=round(result.fit.wall, 2),
-                cluster_cpu_s=round(result.cluster.cpu, 2),
-                cluster_wall_s=round(result.cluster.wall, 2),
-                versions=versions(),
-            )
-        )
-    return rows
-
-
-def read(path: Path) -> pd.DataFrame:
-    """All rows; where one was measured twice the newest."""
-    if not path.exists():
-        return pd.DataFrame(columns=[field.name for field in fields(Row)])
-    return pd.read_csv(path).drop_duplicates(["data", "method", "seed"], keep="last")
-
-
-def append(path: Path, rows: list[Row]) -> None:
-    """One write under a lock, so that runs side by side neither lose nor mix lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", newline="") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-        if os.fstat(file.fileno()).st_size == 0:
-            writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-        file.write(text.getvalue())
-        file.flush()
-
-
-def run(path: Path, datasets: list[str], methods: set[str], seeds: list[int], again: bool) -> None:
+def run(datasets: list[str], methods: list[str], seeds: list[int], again: bool) -> None:
     warm_up()
     loaded: dict[str, AnnData | None] = {}
-    for family, (_, names) in FAMILIES.items():
+    for family, names in FAMILIES.values():
         for seed in seeds:  # all data sets with one seed first: a stopped run is then a table with fewer seeds
             for data in datasets:
-                known = read(path)
-                done = set(known.method[(known.data == data) & (known.seed == seed)])
-                wanted = methods & set(names) - (set() if again else done)
+                wanted = missing(set(methods) & set(names), data, seed, again)
                 if not wanted:
                     continue
                 if data not in loaded:
                     loaded[data] = load(data)
-                if loaded[data] is None:
+                if (adata := loaded[data]) is None:
                     continue
-                rows = measure(loaded[data], data, family, seed, wanted)
-                append(path, rows)
-                for row in rows:
+                truth = adata.obs["cell_type"].astype(str).to_numpy()
+                results = family(adata, np.unique(truth).size, seed, wanted)
+                rows = rows_of(truth, data, seed, wanted, results)
+                if rows.empty:  # Harmony, where there are no batches
+                    continue
+                REPORT.append(rows)
+                for row in rows.itertuples():
                     seconds = row.fit_cpu_s + row.cluster_cpu_s
                     print(f"{data:22s} {row.method:20s} seed {seed}  ARI {row.ari:.3f}  {seconds:7.1f} s", flush=True)
 
 
-# ---- command line ----------------------------------------------------------------------------------------------------
-
-
-def seed_list(text: str) -> list[int]:
-    """'0-4' or '0,2,5' or a mixture."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        seeds.extend(range(int(first), int(last or first) + 1))
-    return seeds
-
-
-def matching(patterns: str, names: tuple[str, ...]) -> list[str]:
-    found = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns.split(","))]
-    if not found:
-        raise SystemExit(f"nothing matches {patterns!r}; there are: {', '.join(names)}")
-    return found
+def write_page(rows: pd.DataFrame) -> None:
+    rows = rows[rows.method.isin(METHODS) & rows.data.isin(DATASETS)]
+    if rows.empty:
+        print("no rows yet, no page written")
+        return
+    REPORT.write(
+        "Label quality",
+        f"""\
+Same cells and genes for all methods: {N_TOP_GENES} highly variable genes (flavour `seurat` on log1p of counts to
+10,000 a cell; all genes where there are fewer). PCA and Harmony see each gene standardised (clipped at 10) and
+{N_PCS} components, Leiden {N_NEIGHBORS} nearest neighbours; k-means has {N_RESTARTS} restarts; everything else is at
+its default. scVI, Harmony and the models of this package are told the batches where the data have some. One thread.
+Mean ± standard deviation over the seeds; the best mean of a column is bold.""",
+        f"""\
+The column K: *given* - the method was told the true number of types; *searched* - the resolution was searched until
+the true number came out; *estimated* - the method chose the number itself. Rows with different K do not compare fairly.
+Rows that end in `:start` are the labels from which the clustering phase of a model starts, in those that end in
+`{OPEN}` the model chose the number of clusters, `idc+kmeans` is k-means on the latent codes of `idc`, and
+`pca+leiden-k` is Leiden at the true number of clusters. The mean marked * takes PCA + k-means where there are no
+batches: Harmony has nothing to correct there.""",
+        "## Adjusted Rand index",
+        score_table(rows, "ari"),
+        "## Normalised mutual information",
+        score_table(rows, "nmi"),
+        "## Accuracy after matching clusters to types one to one",
+        score_table(rows, "accuracy"),
+        "## CPU seconds of one run (seed 0), fit and clustering",
+        seconds_table(rows),
+        "How many times as long scVI with Leiden at the true number of clusters "
+        f"(`{SCVI}`) takes, seed {rows.seed.min()}:",
+        ratio_table(rows),
+        "## Number of clusters, mean over seeds",
+        clusters_table(rows),
+        rows=rows,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="*", help="names or patterns, separated by commas")
-    parser.add_argument("--methods", default="*", help="names or patterns, separated by commas")
-    parser.add_argument("--seeds", type=seed_list, default="0-4", help="for example 0-4 or 0,3")
-    parser.add_argument("--out", type=Path, default=CSV, help="the CSV to extend")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the Markdown page to write")
-    parser.add_argument("--again", action="store_true", help="measure rows that are there already once more")
-    parser.add_argument("--table", action="store_true", help="only rewrite the page")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
+    parser = REPORT.parser(__doc__, data=(*DATASETS, TOO_EASY), methods=METHODS)
+    parser.set_defaults(data=",".join(DATASETS))
+    arguments = REPORT.parse(parser)
     if not arguments.table:
-        datasets = matching(arguments.data, (*DATASETS, "zheng_sorted_500"))
-        if arguments.data == "*":
-            datasets.remove("zheng_sorted_500")  # too easy to tell methods apart
-        run(arguments.out, datasets, set(matching(arguments.methods, METHODS)), arguments.seeds, arguments.again)
-    rows = read(arguments.out)
-    write_page(arguments.page, rows)
-    if arguments.out == CSV and arguments.page == PAGE:
-        write_summary(README, rows)
+        run(arguments.data, arguments.methods, arguments.seeds, arguments.again)
+    rows = REPORT.read()
+    write_page(rows)
+    if not REPORT.is_moved:
+        write_summary(HERE.parent / "README.md", rows)
 
 
 if __name__ == "__main__":

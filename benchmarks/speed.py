@@ -4,35 +4,30 @@ Both sides of a comparison do the same work on the same data and take turns in o
 CPU time, the ratio is taken round by round, and a gate is passed when the *lower quartile* of the ratios reaches it.
 Pin the process to a core for quiet numbers:
 
-    taskset -c 1 python benchmarks/speed.py                    # what is missing
-    taskset -c 1 python benchmarks/speed.py kernels linear     # these sections, again
-    python benchmarks/speed.py --table                         # only rewrite the page
+    taskset -c 1 python benchmarks/speed.py                                     # what is missing
+    taskset -c 1 python benchmarks/speed.py --sections kernels,linear --again   # these sections, again
+    python benchmarks/speed.py --table                                          # only write the page
 """
 
 from __future__ import annotations
 
-import os
+from _threads import one_thread  # first: it sets the number of threads
 
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ[_variable] = "1"
-
-import argparse
+# isort: split
 import inspect
 import logging
+import os
 import time
-import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from _report import Report, markdown
 from _speed_cases import SECTIONS, Case, onednn_is_faster
 
-HERE = Path(__file__).resolve().parent
-CSV = HERE / "results" / "speed.csv"
-PAGE = HERE.parent / "docs" / "benchmarks" / "speed.md"
+REPORT = Report(__file__, ("section",))
 
 N_WARMUP, N_ROUNDS = 3, 15
 
@@ -80,12 +75,10 @@ def machine() -> dict[str, str]:
     x, weight = torch.randn(512, 2048), torch.randn(512, 2048)
     default = gflops(lambda: x @ weight.T)
     onednn = gflops(lambda: _linear._onednn(x, weight)) if _linear._operator_works() else float("nan")
-    packages = ("scdeepclust", "torch", "scvi-tools")
     return {
         "cpu": cpu_model(),
         "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
         "gflops": f"{default:.0f} default, {onednn:.0f} oneDNN ({'taken' if onednn_is_faster() else 'not taken'})",
-        "versions": " ".join(f"{package}={version(package)}" for package in packages),
     }
 
 
@@ -102,11 +95,9 @@ def cpu_model() -> str:
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 
-def run(path: Path, names: list[str], again: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["section"])
+def run(names: list[str], again: bool) -> None:
     for section in names:
-        if section in set(known.section) and not again:
+        if REPORT.has(section=section) and not again:
             continue
         before = machine()
         print(f"{section}: {before['cpu']}, load {before['load']}, GFLOP/s {before['gflops']}", flush=True)
@@ -115,10 +106,7 @@ def run(path: Path, names: list[str], again: bool) -> None:
             row = measure(case)
             print(f"  {summary(row)}", flush=True)
             rows.append({"section": section, **row, **before})
-        old = known[known.section != section]
-        known = pd.concat([old, pd.DataFrame(rows)]) if len(old) else pd.DataFrame(rows)
-        known.to_csv(path.with_suffix(".part"), index=False)
-        path.with_suffix(".part").replace(path)
+        REPORT.append(pd.DataFrame(rows))
 
 
 def summary(row: dict[str, object]) -> str:
@@ -127,55 +115,39 @@ def summary(row: dict[str, object]) -> str:
     return f"{row['name']}: {row['theirs_ms']:.2f} -> {row['ours_ms']:.2f} ms, {spread}, {verdict} {row['checks']}"
 
 
-def write_page(path: Path, rows: pd.DataFrame) -> None:
-    lines = []
+def write_page(rows: pd.DataFrame) -> None:
+    sections = []
     order = {section: place for place, section in enumerate(SECTIONS)}
     for section, part in sorted(rows.fillna("").groupby("section"), key=lambda item: order[item[0]]):
         first = part.iloc[0]
-        lines += [
-            f"\n## {section.capitalize()}\n\n{inspect.getdoc(SECTIONS[section])}\n",
-            "| | plain, ms | here, ms | median [quartiles] | gate | target | also | |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
+        lines = [["", "plain, ms", "here, ms", "median [quartiles]", "gate", "target", "also", ""]]
         for row in part.itertuples():
             unit, sign = ("x", "≥") if row.kind == "times faster" else (" ms more", "≤")
-            target = f"{sign} {row.target:g}" if row.target else ""
-            lines.append(
-                f"| {row.name} | {row.theirs_ms:.2f} | {row.ours_ms:.2f} | {row.middle:.2f}{unit} "
-                f"[{row.low:.2f}, {row.high:.2f}] | {sign} {row.gate:g} | {target} | {row.checks} "
-                f"| {'passes' if row.passed else '**fails**'} |"
-            )
-        lines.append(f"\nLoad {first.load} (1, 5, 15 minutes); GFLOP/s of a matrix product: {first.gflops}.")
-    page = f"""# Speed
-
-Written by `benchmarks/speed.py`; do not edit. Every row is in `benchmarks/results/speed.csv`.
-
+            ratio = f"{row.middle:.2f}{unit} [{row.low:.2f}, {row.high:.2f}]"
+            bounds = [f"{sign} {row.gate:g}", f"{sign} {row.target:g}" if row.target else ""]
+            verdict = "passes" if row.passed else "**fails**"
+            lines.append([row.name, f"{row.theirs_ms:.2f}", f"{row.ours_ms:.2f}", ratio, *bounds, row.checks, verdict])
+        sections += [
+            f"## {section.capitalize()}",
+            str(inspect.getdoc(SECTIONS[section])),
+            markdown(lines),
+            f"Load {first.load} (1, 5, 15 minutes); GFLOP/s of a matrix product: {first.gflops}.",
+        ]
+    text = f"""\
 Same data, sizes, minibatch and `float32` on both sides, which take turns in one process on one thread. CPU time,
 {N_ROUNDS} rounds after {N_WARMUP} for warming up (fewer for epochs); the ratio is taken round by round. A row passes
-when its lower quartile reaches the gate, and what stands under *also* holds.
-{chr(10).join(lines)}
-
-Processor: {rows.cpu.iloc[-1]}. Versions: {rows.versions.iloc[-1]}.
-"""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page)
-    print(f"wrote {path}")
+when its lower quartile reaches the gate, and what stands under *also* holds."""
+    REPORT.write("Speed", text, *sections, f"Processor: {rows.cpu.iloc[-1]}.", rows=rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="measure these again (default: missing)")
-    parser.add_argument("--csv", type=Path, default=CSV)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--table", action="store_true", help="only rewrite the page")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
+    arguments = REPORT.parse(REPORT.parser(__doc__, sections=list(SECTIONS)))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    torch.set_num_threads(1)
+    one_thread()
     if not arguments.table:
-        run(arguments.csv, arguments.sections or list(SECTIONS), again=bool(arguments.sections))
-    rows = pd.read_csv(arguments.csv)
-    write_page(arguments.page, rows)
+        run(arguments.sections, arguments.again)
+    rows = REPORT.read()
+    write_page(rows)
     if not rows.passed.all():
         raise SystemExit(f"below the gate: {', '.join(rows.name[~rows.passed])}")
 

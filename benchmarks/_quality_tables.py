@@ -1,4 +1,4 @@
-"""The Markdown page of `quality.py`: one table a score, computed from the rows of its CSV."""
+"""The tables of `quality.py`: one a score, and the summary for the README."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from _methods import DATASETS, METHODS, N_NEIGHBORS, N_PCS, N_RESTARTS, N_TOP_GENES
+from _methods import DATASETS, METHODS
+from _report import markdown
+
+from scdeepclust.model._systems import SYSTEMS
 
 SCVI = "scvi+leiden-k"
-OURS = ("scdeepcluster", "gmvae", "idc", "mfcvae", "somvae")
+OURS = tuple(system.key for system in SYSTEMS)
+
+# What the labels of a model are, where its name does not say it.
+LABELS_ARE = {"idc": "about 5 % of the genes open in a cell", "mfcvae": "main facet", "somvae": "merged nodes"}
 
 # Rows of the summary, by the names a reader of the README knows.
 SUMMARY = {
@@ -17,11 +23,9 @@ SUMMARY = {
     "pca+leiden-k": "PCA + Leiden",
     "scvi+kmeans": "scVI + k-means",
     "scvi+leiden-k": "scVI + Leiden",
-    "scdeepcluster": "`SCDeepCluster`",
-    "gmvae": "`GMVAE`",
-    "idc": "`IDC` (about 5 % of the genes open in a cell)",
-    "mfcvae": "`MFCVAE` (main facet)",
-    "somvae": "`SOMVAE` (merged nodes)",
+} | {
+    system.key: f"`{system.name}`" + (f" ({LABELS_ARE[system.key]})" if system.key in LABELS_ARE else "")
+    for system in SYSTEMS
 }
 SUMMARY_START, SUMMARY_END = "<!-- written by benchmarks/quality.py -->", "<!-- end -->"
 
@@ -131,62 +135,3 @@ def clusters_table(rows: pd.DataFrame) -> str:
     for method in mean.index:
         lines.append([method, *("-" if np.isnan(value) else f"{value:.1f}" for value in mean.loc[method])])
     return markdown(lines)
-
-
-def markdown(lines: list[list[str]]) -> str:
-    head, *body = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([head, "|" + "---|" * len(lines[0]), *body])
-
-
-def write_page(path: Path, rows: pd.DataFrame) -> None:
-    rows = rows[rows.method.isin(METHODS) & rows.data.isin(DATASETS)]
-    if rows.empty:
-        print("no rows yet, no page written")
-        return
-    used = sorted({word for text in rows.versions for word in text.split() if not word.startswith("scdeepclust")})
-    page = f"""# Label quality
-
-Written by `benchmarks/quality.py`; do not edit. Every row is in `benchmarks/results/quality.csv`.
-
-Same cells and genes for all methods: {N_TOP_GENES} highly variable genes (flavour `seurat` on log1p of counts to
-10,000 a cell; all genes where there are fewer). PCA and Harmony see each gene standardised (clipped at 10) and
-{N_PCS} components, Leiden {N_NEIGHBORS} nearest neighbours; k-means has {N_RESTARTS} restarts; everything else is at
-its default. scVI, Harmony and the models of this package are told the batches where the data have some. One thread.
-Mean ± standard deviation over the seeds; the best mean of a column is bold.
-
-The column K: *given* - the method was told the true number of types; *searched* - the resolution was searched until the
-true number came out; *estimated* - the method chose the number itself. Rows with different K do not compare fairly.
-Rows that end in `:start` are the labels from which the clustering phase of a model starts, `gmvae+auto` chooses the
-number of clusters, `idc+kmeans` is k-means on the latent codes of `idc`, and `pca+leiden-k` is Leiden at the true
-number of clusters. The mean marked * takes PCA + k-means where there are no
-batches: Harmony has nothing to correct there.
-
-## Adjusted Rand index
-
-{score_table(rows, "ari")}
-
-## Normalised mutual information
-
-{score_table(rows, "nmi")}
-
-## Accuracy after matching clusters to types one to one
-
-{score_table(rows, "accuracy")}
-
-## CPU seconds of one run (seed 0), fit and clustering
-
-{seconds_table(rows)}
-
-How many times as long scVI with Leiden at the true number of clusters (`{SCVI}`) takes, seed {rows.seed.min()}:
-
-{ratio_table(rows)}
-
-## Number of clusters, mean over seeds
-
-{clusters_table(rows)}
-
-Versions: {", ".join(used)}.
-"""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page)
-    print(f"wrote {path}")

@@ -1,0 +1,106 @@
+"""The records of the systems are true, and what is written about the systems by hand says what the records say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import anndata
+import pytest
+import scvi
+import typer
+
+import scdeepclust as sdc
+from scdeepclust.cli import _options
+from scdeepclust.model._systems import COMMON, SYSTEMS
+
+ROOT = Path(__file__).parents[2]
+KEYS = [system.key for system in SYSTEMS]
+SLOTS = ("obs", "var", "obsm", "varm", "layers", "obsp", "varp", "uns")
+
+each_system = pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.key)
+
+
+def table(head: str, rows: list[str]) -> str:
+    """All of a table: a row too many in it is an error as well."""
+    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *rows]) + "\n\n"
+
+
+def test_readme_says_which_model_to_take():
+    rows = [
+        f"| [`{system.name}`](docs/user_guide/{system.key}.md) | {system.idea} | {system.purpose} |"
+        for system in SYSTEMS
+    ]
+    assert table("| model | idea | take it when |", rows) in (ROOT / "README.md").read_text()
+
+
+def test_readme_says_what_write_back_writes():
+    rows = [f'| `{slot}["{name}"]` | {what} |' for slot, name, what in written(COMMON, "scdeepcluster")]
+    assert table("| where | what `write_back` puts there |", rows) in (ROOT / "README.md").read_text()
+
+
+def test_user_guide_says_what_each_model_gives():
+    rows = [f"| `{system.name}` | {system.gives} | [{system.name}]({system.key}.md) |" for system in SYSTEMS]
+    text = (ROOT / "docs" / "user_guide" / "index.md").read_text()
+    assert table("| model | what you get | page |", rows) in text
+    assert "\n".join(["```{toctree}", ":hidden:", "", *KEYS]) in text
+
+
+def test_every_system_is_public_and_nothing_else():
+    assert sdc.model.__all__ == sorted(system.name for system in SYSTEMS)
+    assert all(getattr(sdc.model, system.name).__name__ == system.name for system in SYSTEMS)
+
+
+def test_command_line_takes_every_system_and_nothing_else():
+    assert KEYS == _options._KEYS
+    for system in SYSTEMS:
+        assert _options._known(system.name) == system.key
+    with pytest.raises(typer.BadParameter, match=", ".join(KEYS)):
+        _options._known("kmeans")
+
+
+@each_system
+def test_every_system_has_its_places(system):
+    assert (ROOT / "src" / "scdeepclust" / "model" / system.key / "__init__.py").is_file()
+    assert list((ROOT / "tests" / "model" / system.key).glob("test_*.py"))
+    assert (ROOT / "docs" / "user_guide" / f"{system.key}.md").is_file()
+
+
+@each_system
+def test_every_system_cites_its_paper(system):
+    entries = re.findall(r"^@\w+\{(\w+),", (ROOT / "docs" / "references.bib").read_text(), flags=re.MULTILINE)
+    assert entries.count(system.citation) == 1
+    page = (ROOT / "docs" / "user_guide" / f"{system.key}.md").read_text()
+    cited = ",".join(re.findall(r"\{cite:p\}`([^`]+)`", page)).split(",")
+    assert system.citation in cited
+
+
+@each_system
+def test_page_of_a_system_names_what_it_writes(system):
+    page = (ROOT / "docs" / "user_guide" / f"{system.key}.md").read_text()
+    for _, name, _ in written(system.writes, system.key):
+        assert f"`{name}`" in page
+
+
+@each_system
+def test_write_back_writes_what_the_record_says(system, adata, monkeypatch):
+    monkeypatch.setattr(scvi.settings, "seed", 0)
+    model_cls = getattr(sdc.model, system.name)
+    model_cls.setup_anndata(adata, batch_key="batch")
+    model = model_cls(adata, n_clusters=4, n_hidden=16)
+    model.train(pretrain_epochs=2, max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    before = names_in(adata)
+    model.write_back(adata)
+    new = names_in(adata) - before
+    expected = {(slot, name) for slot, name, _ in written(COMMON + system.writes, system.key)}
+    # the record names one facet for all of them
+    assert {(slot, re.sub(r"_facet\d+", "_facet0", name)) for slot, name in new} == expected
+    assert expected <= new
+
+
+def written(things, key: str) -> list[tuple[str, str, str]]:
+    return [(thing.slot, thing.name.format(key=key), thing.what) for thing in things]
+
+
+def names_in(adata: anndata.AnnData) -> set[tuple[str, str]]:
+    return {(slot, name) for slot in SLOTS for name in getattr(adata, slot)}
