@@ -55,6 +55,20 @@ class Counts(NamedTuple):
         dense = self.value.new_zeros(self.n_cells * self.n_genes)
         return dense.index_copy_(0, self.positions(), self.value).view(self.n_cells, self.n_genes)
 
+    def halved(self, generator: torch.Generator) -> tuple[Counts, Counts]:
+        """Two halves of the counts: each count goes to one of them at random, as if the cell was sequenced twice.
+
+        The generator is one of the CPU, so that the halves are the same on every device.
+        """
+        value = self.value.cpu()
+        first = torch.binomial(value, torch.full_like(value, 0.5), generator=generator).to(self.value.device)
+        return self._replaced(first), self._replaced(self.value - first)
+
+    def _replaced(self, value: Tensor) -> Counts:
+        """The same cells with other counts, of which some may be zero."""
+        some = value > 0
+        return self._replace(row=self.row[some], col=self.col[some], value=value[some])
+
     def to(self, device: torch.device | str) -> Counts:
         """The same counts on another device."""
         return self._replace(row=self.row.to(device), col=self.col.to(device), value=self.value.to(device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scdeepclust.pl._benchmark import benchmark_table
+from scdeepclust.pl._cluster_tree import cluster_tree
 from scdeepclust.pl._clusters import cluster_sizes
 from scdeepclust.pl._embedding import confidence, overview
 from scdeepclust.pl._facets import facets
@@ -15,6 +16,7 @@ __all__ = [
     "benchmark_table",
     "cell_gates",
     "cluster_sizes",
+    "cluster_tree",
     "confidence",
     "facets",
     "gates",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scdeepclust.tl._cluster_tree import ClusterTree, cluster_tree
 from scdeepclust.tl._consensus import consensus
 from scdeepclust.tl._facets import facet_report
 from scdeepclust.tl._gate_scores import gate_curves, score_gates
@@ -12,7 +13,9 @@ from scdeepclust.tl._score import score_clusters
 from scdeepclust.tl._time import time_control
 
 __all__ = [
+    "ClusterTree",
     "benchmark_integration",
+    "cluster_tree",
     "consensus",
     "estimate_n_clusters",
     "facet_report",

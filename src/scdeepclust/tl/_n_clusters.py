@@ -39,7 +39,7 @@ def estimate_n_clusters(
     - ``gap``: log of the ratio of this separation to that of one cluster more. Large where one more cluster would
       split something compact.
     - ``stability``: mean adjusted Rand index between the clusters and those found from half of the cells.
-    - ``rank``: 1 for the number of Leiden communities (what ``n_clusters=None`` takes), 2 and 3 for alternatives
+    - ``rank``: 1 for the number of Leiden communities (where ``n_clusters=None`` starts), 2 and 3 for alternatives
       with a large gap, 0 for all others.
 
     Raises

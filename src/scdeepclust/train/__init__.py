@@ -3,6 +3,7 @@
 from ._callbacks import GracefulInterrupt, PhaseProgressBar, RefreshTargets
 from ._data import BlockShuffleLoader, CountsDataset, CountsManager, CountsSplitter, Minibatch, to_device
 from ._init import (
+    MAX_POINTS,
     Initialiser,
     given_labels,
     initial_labels,
@@ -18,8 +19,11 @@ from ._init import (
 from ._n_clusters import count_table
 from ._phases import Phase, PhasedTrainingMixin, epochs_for_steps, split_cells
 from ._plan import ClusteringPlan, NonFiniteLossError
+from ._tree import FLOOR, cut, mean_separation, members, separation, separation_linkage, sides
 
 __all__ = [
+    "FLOOR",
+    "MAX_POINTS",
     "BlockShuffleLoader",
     "ClusteringPlan",
     "CountsDataset",
@@ -34,17 +38,23 @@ __all__ = [
     "PhasedTrainingMixin",
     "RefreshTargets",
     "count_table",
+    "cut",
     "epochs_for_steps",
     "given_labels",
     "initial_labels",
     "kmeans_labels",
     "leiden_labels",
+    "mean_separation",
     "means_and_sizes",
+    "members",
     "merge_costs",
     "n_communities",
     "nearest",
     "one_thread",
     "sample_points",
+    "separation",
+    "separation_linkage",
+    "sides",
     "split_cells",
     "to_device",
 ]

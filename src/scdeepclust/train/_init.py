@@ -268,8 +268,8 @@ def _joined(points: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarr
 
 
 def n_communities(points: np.ndarray, *, seed: int = 0) -> int:
-    """Number of communities that Leiden finds; at least 2."""
-    return max(2, int(leiden_labels(points, seed=seed).max()) + 1)
+    """Number of communities that Leiden finds."""
+    return int(leiden_labels(points, seed=seed).max()) + 1
 
 
 def nearest(points: np.ndarray, centers: np.ndarray) -> np.ndarray:

@@ -150,7 +150,7 @@ def check_n_clusters(n_clusters: int | None, n_obs: int) -> None:
     if not isinstance(n_clusters, Integral) or not 2 <= n_clusters <= n_obs:
         raise ValueError(
             f"`n_clusters` must be a whole number between 2 and the number of cells ({n_obs}), or None to find it "
-            f"from the data; found {n_clusters!r}."
+            f"from the data (which may find one); found {n_clusters!r}."
         )
 
 

@@ -12,6 +12,11 @@ PARAGRAPHS = {
     "adata": """\
 adata
     Data registered by :meth:`setup_anndata`.""",
+    "n_clusters": """\
+n_clusters
+    Number of clusters. None finds it: of the communities that Leiden finds in the denoised expression of the pretrained
+    model, those are joined that are less apart in unused counts than one population cut in two can be
+    (:func:`scdeepclust.tl.cluster_tree`). It may find one.""",
     "init": """\
 init
     Start of the clusters: ``"merge"`` (micro-clusters merged by size and distance), ``"kmeans"``, ``"gmm"``,

@@ -15,13 +15,24 @@ from scvi.model.base import BaseModelClass, RNASeqMixin
 
 from scdeepclust._keys import ResultKeys
 from scdeepclust.nn import Dispersion, GeneLikelihood
-from scdeepclust.train import Initialiser, PhasedTrainingMixin, given_labels, initial_labels
+from scdeepclust.train import (
+    MAX_POINTS,
+    Initialiser,
+    PhasedTrainingMixin,
+    cut,
+    given_labels,
+    initial_labels,
+    separation_linkage,
+)
 
 from ._checks import check_choice, check_init, check_n_clusters
 from ._data import CountDataMixin, Indices
 from ._query import QueryMappingMixin
 from ._results import fit_parameters
-from ._start import denoised_components, start_seed
+from ._start import Halves, denoised_components, halve, start_seed
+
+# Ways in which the counts are halved to judge the splits of clusters.
+N_HALVINGS = 2
 
 
 class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseModelClass):
@@ -83,6 +94,8 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
         if isinstance(self._init, str):
             points = self._start_points(cells) if points is None else points
             labels = initial_labels(points, self._init, n_clusters, n_init=self._n_init, seed=start_seed())
+            if n_clusters is None:
+                labels = self._supported_labels(cells, labels)
         else:
             labels = given_labels(self._init, self.adata.n_obs, n_clusters)[cells]
         order = np.argsort(-np.bincount(labels), kind="stable")
@@ -111,7 +124,31 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
         def blocks_of(rows: np.ndarray) -> Iterator[np.ndarray]:
             return (transform(block) for block in self._denoised_blocks(rows))
 
-        return denoised_components(blocks_of, cells, self.module.n_input)
+        pca = denoised_components(blocks_of, cells, self.module.n_input)
+        return np.concatenate([pca.transform(block) for block in blocks_of(cells)])
+
+    def _halves(self, cells: np.ndarray, n_halvings: int = N_HALVINGS) -> list[Halves]:
+        """Cells by each half of their counts, for some ways of halving them."""
+        pca = denoised_components(self._denoised_blocks, cells, self.module.n_input)
+        self.module.eval()
+        return [
+            halve(self.module, self._minibatches(indices=cells), pca, start_seed() + repeat)
+            for repeat in range(n_halvings)
+        ]
+
+    def _supported_labels(self, cells: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Labels in which clusters are joined that the two halves of the counts do not tell apart."""
+        labels = np.unique(labels, return_inverse=True)[1]
+        if labels.max() == 0:
+            return labels
+        rows = np.arange(len(cells))
+        if len(cells) > MAX_POINTS:
+            rows = np.sort(np.random.default_rng(start_seed()).choice(len(cells), MAX_POINTS, replace=False))
+        in_rows, codes = np.unique(labels[rows], return_inverse=True)
+        linkage = separation_linkage(codes, [halves.points for halves in self._halves(cells[rows])])
+        group = np.arange(labels.max() + 1) + len(in_rows)  # a cluster with no cell among the rows stays
+        group[in_rows] = cut(linkage)
+        return np.unique(group[labels], return_inverse=True)[1]
 
     @torch.inference_mode()
     def _denoised_blocks(self, cells: np.ndarray) -> Iterator[np.ndarray]:

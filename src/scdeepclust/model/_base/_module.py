@@ -168,7 +168,7 @@ class ClusteringModule(BaseModuleClass):
     def log_library(self, counts: Counts, size_factor: Tensor | None) -> Tensor:
         """Log of the expected total count of each cell, (B,): observed, or the size factor times the median total."""
         if size_factor is None:
-            return counts.totals().log()
+            return counts.totals().clamp_min(1).log()  # half the counts of a shallow cell may be none
         return (size_factor.squeeze(-1) * self.median_total).log()
 
     def network_input(self, counts: Counts, log_library: Tensor) -> Tensor:

@@ -37,10 +37,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
     Parameters
     ----------
     %(adata)s
-    n_clusters
-        Number of clusters. None takes the number of communities that Leiden finds in the denoised expression of the
-        pretrained model, and drops components that end empty (:func:`scdeepclust.tl.estimate_n_clusters` shows the
-        alternatives).
+    %(n_clusters)s
     %(init)s
     %(likelihood)s
     %(networks)s
@@ -227,7 +224,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
             self.module.freeze_networks()
         if pretrain_epochs is None:
             # a model that has clusters goes on from them
-            pretrain_epochs = 0 if has_clusters else epochs_for_steps(1500, n_train, batch_size, 200)
+            pretrain_epochs = 0 if has_clusters else epochs_for_steps(3000, n_train, batch_size, 200)
         if max_epochs is None:
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
         starts = None if has_clusters and not pretrain_epochs else self._start_clusters
@@ -269,7 +266,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
                 "(`pretrain_epochs`), ask for fewer clusters, or set `free_bits` towards log(n_clusters).",
                 stacklevel=2,
             )
-        elif np.exp(total_entropy) < ONE_COMPONENT:
+        elif self.n_clusters > 1 and np.exp(total_entropy) < ONE_COMPONENT:
             warnings.warn(
                 f"One component holds nearly all cells: the {self.n_clusters} components are used as if there were "
                 f"{np.exp(total_entropy):.2f} of equal size. Check the start (`initial_labels_`), use "

@@ -27,9 +27,7 @@ class IDC(GateGetters, ClusteringModel):
     Parameters
     ----------
     %(adata)s
-    n_clusters
-        Number of clusters. None takes the number of communities that Leiden finds in the denoised expression of the
-        pretrained model (:func:`scdeepclust.tl.estimate_n_clusters` shows the alternatives).
+    %(n_clusters)s
     target_sparsity
         Wanted number of open genes a cell (on average), or their share of all genes if below 1. The training finds
         the price of a gate that leads there. By default a twentieth of the genes, but at least 50.

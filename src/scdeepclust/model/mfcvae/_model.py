@@ -42,7 +42,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
     ----------
     %(adata)s
     n_clusters
-        Number of clusters of the main facet. None takes the number of communities that Leiden finds.
+        Number of clusters of the main facet. None finds the number, which may be 1, as in the other models.
     n_facets
         Number of facets J. 1 is a plain mixture model.
     n_facet_clusters
@@ -197,7 +197,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
             return pd.factorize(self.adata.obs[column], sort=True)[0][cells]
         points = self._denoised_points(cells, _log_expression)
         n_groups = None if self._finds_facet_clusters[j - 1] else self.module.mixtures[j].n_components
-        n_clusters = self.n_clusters or n_communities(points, seed=start_seed())
+        n_clusters = self.n_clusters or max(2, n_communities(points, seed=start_seed()))
         found = crossed_groups(points, n_clusters, n_groups, seed=start_seed())
         self.crossing_[j] = found.ratio
         if found.ratio >= 1 and n_groups is None:

@@ -152,9 +152,7 @@ class SCDeepCluster(ClusteringModel):
     Parameters
     ----------
     %(adata)s
-    n_clusters
-        Number of clusters. None takes the number of communities that Leiden finds in the denoised expression of the
-        pretrained model (:func:`scdeepclust.tl.estimate_n_clusters` shows the alternatives).
+    %(n_clusters)s
     %(init)s
     %(likelihood)s
     %(networks)s

@@ -206,8 +206,8 @@ class SOMVAE(TransitionGetters, MapGetters, ClusteringModel):
     ----------
     %(adata)s
     n_clusters
-        Number of clusters, each a connected region of the map. None takes the number of communities that Leiden finds
-        in the denoised expression of the pretrained model.
+        Number of clusters, each a connected region of the map. None finds the number, which may be 1, as in the other
+        models.
     grid
         Rows and columns of the map. None chooses them: about ``5 sqrt(cells)`` nodes, at least 10 cells a node and 3
         nodes a cluster; the longer side along the first principal component.

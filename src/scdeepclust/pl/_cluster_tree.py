@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scdeepclust.pl._style import PALETTE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from scdeepclust.tl import ClusterTree
+
+# Splits whose genes are written beside them, at most: more would lie on top of each other.
+MAX_ANNOTATED = 12
+
+
+def cluster_tree(tree: ClusterTree, *, floor: float = 3.5, n_genes: int = 2, ax: Axes | None = None) -> Axes:
+    """Tree of clusters with the evidence for each split: how far its sides are apart in unused counts.
+
+    Parameters
+    ----------
+    tree
+        Result of :func:`scdeepclust.tl.cluster_tree`.
+    floor
+        Separation below which a split is no evidence of two groups; drawn as a line, with the splits below it grey.
+    n_genes
+        Genes written beside a split that stands, for each side.
+    ax
+        Axes to draw on; a new figure by default.
+
+    Returns
+    -------
+    The axes.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, scdeepclust as sdc
+    >>> splits = pd.DataFrame(
+    ...     {
+    ...         "left": ["0", "0+1"],
+    ...         "right": ["1", "2"],
+    ...         "n_left": [50, 90],
+    ...         "n_right": [40, 30],
+    ...         "separation": [2.0, 9.0],
+    ...         "stands": [False, True],
+    ...         "repeats": [0.7, 1.0],
+    ...         "left_genes": ["", "CD3D (2.1)"],
+    ...         "right_genes": ["", "MS4A1 (3.0)"],
+    ...     }
+    ... )
+    >>> linkage = np.array([[0, 1, 2.0, 2], [2, 3, 9.0, 3]])
+    >>> tree = sdc.tl.ClusterTree(splits, linkage, ["0", "1", "2"])
+    >>> sdc.pl.cluster_tree(tree).get_xlabel()
+    'separation in unused counts (sd)'
+    """
+    from scipy.cluster.hierarchy import dendrogram
+
+    names, sizes = tree.clusters, _sizes(tree)
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        _, ax = plt.subplots(figsize=(7, 1.2 + 0.32 * len(names)), layout="constrained")
+    drawn = dendrogram(tree.linkage, no_plot=True)
+    where = {leaf: 5.0 + 10 * place for place, leaf in enumerate(drawn["leaves"])}
+    height = dict.fromkeys(range(len(names)), 0.0)
+    annotated = set(tree.splits.index[tree.splits["stands"]][::-1][:MAX_ANNOTATED])
+    for row, (a, b, apart, _) in enumerate(tree.linkage):
+        a, b, node = int(a), int(b), len(names) + row
+        color = PALETTE[0] if apart >= floor else "0.65"
+        low, high = sorted((where[a], where[b]))
+        ax.plot([height[a], apart, apart, height[b]], [where[a], where[a], where[b], where[b]], color=color, lw=1.5)
+        where[node], height[node] = (low + high) / 2, apart
+        if row in annotated:
+            _annotate(ax, tree.splits.iloc[row], apart, (where[a], where[b]), n_genes)
+    ax.axvline(floor, color=PALETTE[1], lw=1, ls="--")
+    ax.annotate("one population\ncut in two", (floor, 1), xycoords=("data", "axes fraction"), xytext=(-3, -2),
+                textcoords="offset points", ha="right", va="top", fontsize="x-small", color=PALETTE[1])  # fmt: skip
+    ax.set_yticks([where[k] for k in range(len(names))])
+    ax.set_yticklabels([f"{name}  ({size:,})" for name, size in zip(names, sizes, strict=True)])
+    ax.set(
+        xlabel="separation in unused counts (sd)", ylabel="cluster (cells)", xlim=(0, 1.35 * tree.linkage[:, 2].max())
+    )
+    ax.set_xscale("function", functions=(np.sqrt, np.square))  # the splits that matter are the small ones
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _sizes(tree: ClusterTree) -> list[int]:
+    """Cells of each cluster, from the sides of the splits that are a single cluster."""
+    rows = [row for _, row in tree.splits.iterrows()]
+    sides = [(row[side], row[f"n_{side}"]) for row in rows for side in ("left", "right")]
+    alone = {name: size for name, size in sides if "+" not in name}
+    return [alone[name] for name in tree.clusters]
+
+
+def _annotate(ax: Axes, split, apart: float, places: tuple[float, float], n_genes: int) -> None:
+    """Names of the genes of a split, each beside the branch they are high in."""
+    for place, genes in zip(places, (split["left_genes"], split["right_genes"]), strict=True):
+        chosen = [gene.rpartition(" (")[0] for gene in genes.split(", ")[:n_genes] if gene]
+        ax.annotate(" ".join(chosen), (apart, place), xytext=(3, 0), textcoords="offset points", fontsize="x-small",
+                    va="center", color="0.3")  # fmt: skip

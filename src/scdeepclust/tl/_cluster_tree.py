@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+    from scdeepclust.model._base import ClusteringModel
+
+# Cells by which splits are judged; more would not change a separation.
+MAX_CELLS = 20_000
+
+
+@dataclass(frozen=True)
+class ClusterTree:
+    """Clusters joined pair by pair, with the evidence for each split.
+
+    Parameters
+    ----------
+    splits
+        One row a split, the one at the root last; see :func:`cluster_tree`.
+    linkage
+        The same tree as :mod:`scipy.cluster.hierarchy` has it, (K - 1, 4), with separations as heights; leaves are in
+        the order of ``clusters``.
+    clusters
+        Names of the clusters.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, scdeepclust as sdc
+    >>> tree = sdc.tl.ClusterTree(pd.DataFrame(), np.array([[0, 1, 2.0, 2], [2, 3, 9.0, 3]]), ["0", "1", "2"])
+    >>> tree.cut(floor=3)
+    {'0': '0', '1': '0', '2': '1'}
+    >>> tree.to_uns()["categories_ordered"]
+    ['2', '0', '1']
+    """
+
+    splits: pd.DataFrame
+    linkage: np.ndarray
+    clusters: list[str]
+
+    def cut(self, floor: float = 3.5) -> dict[str, str]:
+        """Which clusters are joined when all that is less apart than ``floor`` is one.
+
+        Parameters
+        ----------
+        floor
+            Separation below which groups are joined.
+
+        Returns
+        -------
+        New name of each cluster, ``"0"``, ``"1"``, ... by the first of its clusters, for example for
+        ``adata.obs["gmvae"].map(tree.cut(5))``.
+        """
+        from scdeepclust.train import cut
+
+        return {name: str(group) for name, group in zip(self.clusters, cut(self.linkage, floor), strict=True)}
+
+    def to_uns(self) -> dict[str, Any]:
+        """The tree as scanpy's plots take it: ``adata.uns[f"dendrogram_{key}"] = tree.to_uns()``."""
+        from scipy.cluster.hierarchy import dendrogram
+
+        drawn = dendrogram(self.linkage, labels=self.clusters, no_plot=True)
+        return {
+            "linkage": self.linkage,
+            "categories_ordered": drawn["ivl"],
+            "categories_idx_ordered": drawn["leaves"],
+            "dendrogram_info": drawn,
+        }
+
+
+def cluster_tree(model: ClusteringModel, *, n_genes: int = 5, n_halvings: int = 2) -> ClusterTree:
+    """Tree of the clusters of a model, with evidence for each split from counts that did not make it.
+
+    The counts of each cell are halved at random, as if the cell had been sequenced twice. One half says in which
+    direction two groups of cells differ and which side a cell is on; the other half says how far the sides are apart,
+    and which genes differ. The two groups that are least apart are joined first, until one is left.
+
+    Parameters
+    ----------
+    model
+        A trained model with its data, whatever its number of clusters (but at least 2).
+    n_genes
+        Genes named for each split and side.
+    n_halvings
+        Ways of halving the counts, over which the evidence is averaged.
+
+    Returns
+    -------
+    :class:`ClusterTree`, whose ``splits`` has one row a split:
+
+    - ``left``, ``right``: clusters on either side, joined by ``+``; ``n_left``, ``n_right``: their cells.
+    - ``separation``: distance of the sides in standard deviations, measured on unused counts. One population cut in
+      two has at most 2.7 (Gaussian) to 3.5 (uniform).
+    - ``stands``: whether the split, or one below it, has at least 3.5, as ``n_clusters=None`` asks for.
+    - ``repeats``: share of the cells that both halves of their counts put on the same side.
+    - ``left_genes``, ``right_genes``: genes that are higher on that side in unused counts, the surest first, with the
+      log2 fold change in brackets; empty if none has a false discovery rate below .05.
+    - ``batches``: share of the batches with cells on both sides (only with more than one batch).
+
+    Raises
+    ------
+    RuntimeError
+        If the model is not trained.
+    ValueError
+        If the model has no data, or a single cluster.
+
+    Notes
+    -----
+    The halves of a count are independent if it is Poisson distributed; if a gene varies more than that within a
+    cluster, the halves share this variation, and p-values of genes are too small. The networks were trained on the
+    whole counts: separations are for comparing and for a floor, not for a test.
+
+    Examples
+    --------
+    >>> import scdeepclust as sdc
+    >>> adata = sdc.datasets.simulate_counts(300, 200, n_clusters=3, marker_log_fold_change=3, depth=300)
+    >>> sdc.model.GMVAE.setup_anndata(adata)
+    >>> model = sdc.model.GMVAE(adata, n_clusters=3)
+    >>> model.train(pretrain_epochs=40, max_epochs=2, enable_progress_bar=False)
+    >>> tree = sdc.tl.cluster_tree(model)
+    >>> len(tree.splits), tree.linkage.shape
+    (2, (2, 4))
+    """
+    from scdeepclust.train import FLOOR, members, separation_linkage
+
+    model._check_if_trained(warn=False)
+    if model.adata is None:
+        raise ValueError("`model` was loaded without data; load it with `adata`.")
+    names, labels = np.unique(model.predict().astype(int), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError("`model` has one cluster: there is nothing to split.")
+    cells = _judging_cells(labels)
+    halvings = model._halves(cells, n_halvings)
+    points = [halves.points for halves in halvings]
+    linkage = separation_linkage(labels[cells], points)
+    batch = np.asarray(model.adata_manager.get_from_registry("batch")).ravel()[cells]
+    sizes = np.bincount(labels)
+    below, rows = members(linkage), []
+    for a, b in linkage[:, :2].astype(int):
+        inside = np.isin(labels[cells], np.concatenate([below[a], below[b]]))
+        side = np.isin(labels[cells][inside], below[b])
+        row = {
+            "left": "+".join(str(names[k]) for k in below[a]),
+            "right": "+".join(str(names[k]) for k in below[b]),
+            "n_left": int(sizes[below[a]].sum()),
+            "n_right": int(sizes[below[b]].sum()),
+            **_evidence(halvings, inside, side, model.gene_names_, n_genes),
+        }
+        if batch.max() > 0:
+            row["batches"] = len(set(batch[inside][side]) & set(batch[inside][~side])) / len(set(batch[inside]))
+        rows.append(row)
+    splits = pd.DataFrame(rows)
+    splits.insert(5, "stands", linkage[:, 2] >= FLOOR)
+    return ClusterTree(splits, linkage, [str(name) for name in names])
+
+
+def _judging_cells(labels: np.ndarray) -> np.ndarray:
+    """At most :data:`MAX_CELLS` rows, of every cluster its share, but no fewer than all of 200."""
+    if len(labels) <= MAX_CELLS:
+        return np.arange(len(labels))
+    rng, chosen = np.random.default_rng(0), []
+    for k in range(labels.max() + 1):
+        rows = np.flatnonzero(labels == k)
+        n = min(len(rows), max(200, MAX_CELLS * len(rows) // len(labels)))
+        chosen.append(rng.choice(rows, n, replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+def _evidence(halvings, inside: np.ndarray, side: np.ndarray, genes: np.ndarray, n_genes: int) -> dict[str, Any]:
+    """Separation, repeats and genes of one split of the cells ``inside``."""
+    from scipy.stats import false_discovery_control
+
+    from scdeepclust.train import mean_separation, sides
+
+    repeats = []
+    for points, _ in halvings:
+        first, second = (half[inside] for half in points)
+        repeats.append(float((sides(first, side) == sides(second, side)).mean()))
+    points, counts = halvings[0]
+    # named on one half, tested on the other, both ways
+    (change_a, p_a), (change_b, p_b) = (
+        _test_genes(counts[1 - i][inside], sides(points[i][inside], side)) for i in (0, 1)
+    )
+    # the mean of two p-values, times two, is a p-value whatever their dependence
+    table = pd.DataFrame({"change": (change_a + change_b) / 2, "p": np.minimum(p_a + p_b, 1.0)}, index=genes)
+    table = table[false_discovery_control(table["p"]) < 0.05].sort_values("p", kind="stable")
+    named = {
+        name: ", ".join(f"{gene} ({abs(change):.1f})" for gene, change in chosen["change"].head(n_genes).items())
+        for name, chosen in (("left_genes", table[table.change < 0]), ("right_genes", table[table.change > 0]))
+    }
+    apart = mean_separation([halves.points for halves in halvings], inside, side)
+    return {"separation": apart, "repeats": float(np.mean(repeats))} | named
+
+
+def _test_genes(counts: csr_matrix, side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log2 fold change of the right side, and p of Welch's test on log-normalised counts, of each gene."""
+    from scipy.stats import ttest_ind_from_stats
+
+    if min(side.sum(), (~side).sum()) < 2:
+        return np.zeros(counts.shape[1]), np.ones(counts.shape[1])
+    totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)
+    logged = counts.astype(np.float64)
+    logged.data = np.log1p(logged.data * np.repeat(1e4 / totals, np.diff(logged.indptr)))
+    moments = []
+    for rows in (side, ~side):
+        part, n = logged[rows], int(rows.sum())
+        mean = np.asarray(part.mean(axis=0)).ravel()
+        variance = np.asarray(part.multiply(part).mean(axis=0)).ravel() - mean**2
+        moments += [mean, np.sqrt(np.maximum(variance, 0) * n / (n - 1)), n]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = ttest_ind_from_stats(*moments, equal_var=False).pvalue
+    change = np.log2((np.expm1(moments[0]) + 0.1) / (np.expm1(moments[3]) + 0.1))
+    return change, np.nan_to_num(p, nan=1.0)
