@@ -224,7 +224,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
             self.module.freeze_networks()
         if pretrain_epochs is None:
             # a model that has clusters goes on from them
-            pretrain_epochs = 0 if has_clusters else epochs_for_steps(3000, n_train, batch_size, 200)
+            pretrain_epochs = 0 if has_clusters else epochs_for_steps(1500, n_train, batch_size, 200)
         if max_epochs is None:
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
         starts = None if has_clusters and not pretrain_epochs else self._start_clusters
