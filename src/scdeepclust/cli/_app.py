@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,5 +70,28 @@ def one_line_errors(*kinds: type[Exception], exit_code: int = 2) -> Iterator[Non
     try:
         yield
     except kinds as error:
-        messages.print(f"[red]Error:[/] {escape(' '.join(str(error).split()))}")
+        messages.print(f"[red]Error:[/] {escape(as_typed(' '.join(str(error).split())))}")
         raise typer.Exit(exit_code) from error
+
+
+# Arguments that are lists, and options that are repeated instead.
+_REPEATED = {
+    "guides": "guide",
+    **{f"{kind}_covariate_keys": f"{kind}_covariate" for kind in ("categorical", "continuous")},
+}
+
+
+def as_typed(text: str) -> str:
+    """Arguments of the models as the options of the commands: `batch_key` as --batch-key."""
+    commands = [command.callback for command in app.registered_commands if command.callback is not None]
+    options = {name for command in commands for name in inspect.signature(command).parameters}
+    options -= {"data"}  # given without a name
+
+    def translated(match: re.Match) -> str:
+        name = _REPEATED.get(match["name"], match["name"])
+        if name not in options:
+            return match[0]
+        value = (match["value"] or "").strip("'\"")
+        return f"--{name.replace('_', '-')}" + (f" {value}" if value else "")
+
+    return re.sub(r"`(?P<name>\w+)(=(?P<value>[^`]*))?`", translated, text)

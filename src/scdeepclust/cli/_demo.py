@@ -10,6 +10,7 @@ from ._app import app, messages, one_line_errors, prepare_libraries
 from ._files import check_files, check_folder
 from ._fit import log_normalized, print_scores, save, set_up, train
 from ._options import MaxEpochs, Model, Overwrite, PretrainEpochs, Seed
+from ._signals import end_if_cut_short
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,7 +34,7 @@ def demo(
     files = [out / "clustered.h5ad", out / "labels.csv", out / "umap.png"]
     with one_line_errors(ValueError, OSError):
         check_files(files, overwrite, needs_folder=False)
-        check_folder(out)
+        check_folder("--out", out)
     messages.print("Loading the libraries and 700 blood cells (PBMC, 10x Genomics) ...")
     prepare_libraries(seed)
     from scdeepclust import datasets
@@ -53,6 +54,7 @@ def demo(
     with one_line_errors(OSError):
         out.mkdir(parents=True, exist_ok=True)
         save(adata, key, *files, label_key="cell_type", seed=seed)
+    end_if_cut_short(fitted)
 
 
 def _pca_kmeans(adata: AnnData, n_clusters: int, seed: int) -> float:
