@@ -53,6 +53,8 @@ def open_as_anndata(path: Path, modality: str | None) -> tuple[AnnData, str]:
             # of old layouts, which are read all the same, and of names that are not unique, which we speak of ourselves
             warnings.simplefilter("ignore")
             adata = reader(path, modality) if modality is not None else reader(path)
+        if reader in (_tenx_h5, _tenx_folder):
+            adata = _gene_expression(path, adata)
     except (_Refusal, ImportError):
         raise
     except Exception as error:
@@ -79,7 +81,8 @@ def _reader(path: Path) -> tuple[str, Callable[..., AnnData]]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if not _is_hdf5(path):
-        suffix = next((s for s in reversed([s.lower() for s in path.suffixes]) if s in _REMEDIES), "")
+        suffixes = {suffix.lower() for suffix in path.suffixes}
+        suffix = next((suffix for suffix in _REMEDIES if suffix in suffixes), "")  # .csv before .gz
         if path.suffix.lower() in (".h5ad", ".h5mu", ".h5", ".hdf5", ".loom"):
             finding = "has the name of an HDF5 file and not its content; copy or download it again"
         else:
@@ -159,7 +162,22 @@ def _h5ad(path: Path) -> AnnData:
 def _zarr(path: Path) -> AnnData:
     import anndata
 
+    _check_chunks(path)
     return anndata.read_zarr(path)
+
+
+def _check_chunks(path: Path) -> None:
+    """Chunks that a copy has lost are zeros to zarr; no writer leaves out those of the values of a sparse matrix."""
+    import zarr
+
+    store = zarr.open_group(path, mode="r")
+    for name in ("X", *(f"layers/{layer}" for layer in store.get("layers", ())), "raw/X"):
+        values = store.get(f"{name}/data")
+        if values is not None and values.nchunks_initialized < values.nchunks:
+            lost = values.nchunks - values.nchunks_initialized
+            raise _Refusal(
+                f"{path}: {lost:,} of {values.nchunks:,} chunks of {name} are missing; copy or download the store again"
+            )
 
 
 def _h5mu(path: Path, modality: str | None = None) -> AnnData:
@@ -206,7 +224,7 @@ def _loom(path: Path) -> AnnData:
 def _tenx_h5(path: Path) -> AnnData:
     import scanpy as sc
 
-    return _gene_expression(path, sc.read_10x_h5(path, gex_only=False))
+    return sc.read_10x_h5(path, gex_only=False)
 
 
 def _tenx_folder(path: Path) -> AnnData:
@@ -215,8 +233,7 @@ def _tenx_folder(path: Path) -> AnnData:
     prefix = _matrices(path)[0].name.removesuffix(".gz").removesuffix("matrix.mtx")
     with TemporaryDirectory() as temporary:
         _as_cellranger_writes(path, Path(temporary), prefix)
-        adata = sc.read_10x_mtx(Path(temporary), make_unique=False, gex_only=False)
-    return _gene_expression(path, adata)
+        return sc.read_10x_mtx(Path(temporary), make_unique=False, gex_only=False)
 
 
 def _as_cellranger_writes(folder: Path, target: Path, prefix: str) -> None:
