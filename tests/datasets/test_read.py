@@ -37,11 +37,11 @@ def test_counts_are_found_whatever_wrote_the_file(written, cells):
         assert list(adata.obs[name]) == list(cells.obs[name])
 
 
-def test_every_layout_goes_through_the_command_line(written, cells, tmp_path):
+def test_every_layout_goes_through_the_command_line(to_cluster, cells, tmp_path):
     out, labels = tmp_path / "out.h5ad", tmp_path / "labels.csv"
     quick = ["--n-clusters", "2", "--pretrain-epochs", "2", "--max-epochs", "1"]
     result = CliRunner().invoke(
-        cli.app, ["cluster", str(written), "--out", str(out), "--labels-csv", str(labels), *quick]
+        cli.app, ["cluster", str(to_cluster), "--out", str(out), "--labels-csv", str(labels), *quick]
     )
     assert result.exit_code == 0, result.output
     assert "80 cells x " in result.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
 import warnings
@@ -83,15 +82,14 @@ _REPEATED = {
 
 def as_typed(text: str) -> str:
     """Arguments of the models as the options of the commands: `batch_key` as --batch-key."""
-    commands = [command.callback for command in app.registered_commands if command.callback is not None]
-    options = {name for command in commands for name in inspect.signature(command).parameters}
-    options -= {"data"}  # given without a name
+    commands = typer.main.get_group(app).commands.values()
+    options = {option.name: option.opts[0] for command in commands for option in command.params}
 
     def translated(match: re.Match) -> str:
-        name = _REPEATED.get(match["name"], match["name"])
-        if name not in options:
+        option = options.get(_REPEATED.get(match["name"], match["name"]), "")
+        if not option.startswith("--"):
             return match[0]
         value = (match["value"] or "").strip("'\"")
-        return f"--{name.replace('_', '-')}" + (f" {value}" if value else "")
+        return f"{option} {value}" if value else option
 
     return re.sub(r"`(?P<name>\w+)(=(?P<value>[^`]*))?`", translated, text)

@@ -24,6 +24,7 @@ Out = Annotated[Path, typer.Option(help="AnnData file for the results: the input
 
 
 @app.command()
+@signals_end_in_a_line()
 def cluster(
     data: Data,
     out: Out,
@@ -62,34 +63,31 @@ def cluster(
         "time_key": time_key,
         "trajectory_key": trajectory_key,
     }
-    with signals_end_in_a_line():
-        with one_line_errors(ValueError, OSError, ImportError):
-            check_files([path for path in (out, labels_csv, plot) if path is not None], overwrite)
-            check_suffix("--out", out, ".h5ad")
-            check_suffix("--plot", plot, ".png", ".pdf", ".svg")
-            check_folder("--save-model", save_model, overwrite)
-            _check_together(model, keys, guide, data, batch_from_files)
-            prepare_libraries(seed)
-            adata, layer = open_counts(data, layer, raw, modality)
-            keys["batch_key"] = "file" if batch_from_files else batch_key
-            _check_names(adata, model, label_key, overwrite)
-            make_writable(adata, model, out.parent)
-            fitted = set_up(
-                adata, model, layer, keys, n_clusters, n_top_genes, gene_likelihood=gene_likelihood, **_guides(guide)
-            )
-        seconds = train(
-            fitted, adata, max_epochs, pretrain_epochs, accelerator=accelerator, checkpoint_dir=checkpoint_dir
+    with one_line_errors(ValueError, OSError, ImportError):
+        check_files([path for path in (out, labels_csv, plot) if path is not None], overwrite)
+        check_suffix("--out", out, ".h5ad")
+        check_suffix("--plot", plot, ".png", ".pdf", ".svg")
+        check_folder("--save-model", save_model, overwrite)
+        _check_together(model, keys, guide, data, batch_from_files)
+        prepare_libraries(seed)
+        adata, layer = open_counts(data, layer, raw, modality)
+        keys["batch_key"] = "file" if batch_from_files else batch_key
+        _check_names(adata, model, label_key, overwrite)
+        make_writable(adata, model, out.parent)
+        fitted = set_up(
+            adata, model, layer, keys, n_clusters, n_top_genes, gene_likelihood=gene_likelihood, **_guides(guide)
         )
-        print_sizes(adata, model, seconds)
-        if label_key is not None:
-            name = type(fitted).__name__
-            print_scores(adata, {name: model}, {name: seconds}, label_key, title=f"Against {label_key}")
-        with one_line_errors(*WRITING):
-            if save_model is not None:
-                fitted.save(str(save_model), overwrite=overwrite)
-                announce(save_model)
-            save(adata, model, out, labels_csv, plot, label_key=label_key, seed=seed)
-        end_if_cut_short(fitted)
+    done = train(fitted, adata, max_epochs, pretrain_epochs, accelerator=accelerator, checkpoint_dir=checkpoint_dir)
+    print_sizes(adata, model, done.seconds)
+    if label_key is not None:
+        name = type(fitted).__name__
+        print_scores(adata, {name: model}, {name: done.seconds}, label_key, title=f"Against {label_key}")
+    with one_line_errors(*WRITING):
+        if save_model is not None:
+            fitted.save(str(save_model), overwrite=overwrite)
+            announce(save_model)
+        save(adata, model, out, labels_csv, plot, label_key=label_key, seed=seed)
+    end_if_cut_short(fitted, done.code)
 
 
 def _check_together(

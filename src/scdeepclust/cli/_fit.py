@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -15,7 +16,7 @@ from scdeepclust._keys import ResultKeys
 from ._app import announce, messages, one_line_errors, results
 from ._files import temporary_names
 from ._progress import a_line_every
-from ._signals import no_exit_of_lightning
+from ._signals import train_until_signal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,10 +96,17 @@ def log_normalized(counts) -> AnnData:
 # --- computing
 
 
+class Training(NamedTuple):
+    """Seconds that a training took, and the exit code if a signal cut it short."""
+
+    seconds: float
+    code: int
+
+
 def train(
     fitted: ClusteringModel, adata: AnnData, max_epochs: int | None, pretrain_epochs: int | None = None, **options
-) -> float:
-    """Train, and write the results into `adata`; returns the seconds it took."""
+) -> Training:
+    """Train, and write the results into `adata`."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from scdeepclust.train import NonFiniteLossError
@@ -109,15 +117,15 @@ def train(
     options = {name: value for name, value in options.items() if value is not None}
     if not results.is_terminal:
         options["callbacks"] = [a_line_every(10.0)]
+    run = partial(fitted.train, max_epochs, pretrain_epochs, enable_progress_bar=results.is_terminal, **options)
     with (
         one_line_errors(NonFiniteLossError, exit_code=1),
         one_line_errors(ValueError, OSError, MisconfigurationException),
-        no_exit_of_lightning(),
     ):
-        fitted.train(max_epochs, pretrain_epochs, enable_progress_bar=results.is_terminal, **options)
+        code = train_until_signal(run, fitted)
     fitted.write_back(adata)
     forget_setup(adata)
-    return time.perf_counter() - started
+    return Training(time.perf_counter() - started, code)
 
 
 def forget_setup(adata: AnnData) -> None:

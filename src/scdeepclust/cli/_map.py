@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @app.command("map")
+@signals_end_in_a_line()
 def map_cells(
     data: Annotated[list[Path], typer.Argument(metavar="QUERY...", help="New cells.", show_default=False)],
     model: Annotated[Path, typer.Option(help="Folder of a saved model, as of `scdeepclust cluster --save-model`.")],
@@ -36,27 +37,26 @@ def map_cells(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Give new cells the clusters of a saved model. Columns of obs must have the names they had for the model."""
-    with signals_end_in_a_line():
-        with one_line_errors(ValueError, OSError, ImportError):
-            check_files([path for path in (out, labels_csv) if path is not None], overwrite)
-            check_suffix("--out", out, ".h5ad")
-            if not (model / "model.pt").is_file():
-                raise ValueError(f"`model`: there is no saved model in {model} (no model.pt)")
-            prepare_libraries(seed)
-            reference = _load(model)
-            key, wanted = type(reference).__name__.lower(), reference.registry_["setup_args"]["layer"]
-            adata, layer = open_counts(data, layer, raw, modality)
-            if key in adata.obs and not overwrite:
-                raise ValueError(f"the data have a column {key!r} in obs already; use --overwrite to replace it")
-            make_writable(adata, key, out.parent)
-        with counts_at(adata, layer, wanted):
-            with one_line_errors(ValueError, OSError):
-                query = _query(reference, adata)
-            seconds = train(query, adata, max_epochs, accelerator=accelerator)
-        print_sizes(adata, key, seconds)
-        with one_line_errors(*WRITING):
-            save(adata, key, out, labels_csv, None, label_key=None, seed=seed)
-        end_if_cut_short(query)
+    with one_line_errors(ValueError, OSError, ImportError):
+        check_files([path for path in (out, labels_csv) if path is not None], overwrite)
+        check_suffix("--out", out, ".h5ad")
+        if not (model / "model.pt").is_file():
+            raise ValueError(f"`model`: there is no saved model in {model} (no model.pt)")
+        prepare_libraries(seed)
+        reference = _load(model)
+        key, wanted = type(reference).__name__.lower(), reference.registry_["setup_args"]["layer"]
+        adata, layer = open_counts(data, layer, raw, modality)
+        if key in adata.obs and not overwrite:
+            raise ValueError(f"the data have a column {key!r} in obs already; use --overwrite to replace it")
+        make_writable(adata, key, out.parent)
+    with counts_at(adata, layer, wanted):
+        with one_line_errors(ValueError, OSError):
+            query = _query(reference, adata)
+        done = train(query, adata, max_epochs, accelerator=accelerator)
+    print_sizes(adata, key, done.seconds)
+    with one_line_errors(*WRITING):
+        save(adata, key, out, labels_csv, None, label_key=None, seed=seed)
+    end_if_cut_short(query, done.code)
 
 
 def _load(folder: Path) -> ClusteringModel:

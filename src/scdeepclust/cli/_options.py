@@ -9,12 +9,15 @@ import typer
 
 from scdeepclust.model._systems import SYSTEMS
 
+from ._app import one_line_errors
+
 _KEYS = [system.key for system in SYSTEMS]
 
 
 def _known(name: str) -> str:
-    if name.lower() not in _KEYS:
-        raise typer.BadParameter(f"there is no {name!r}; found {', '.join(_KEYS)}")
+    with one_line_errors(ValueError):
+        if name.lower() not in _KEYS:
+            raise ValueError(f"--model: there is no {name!r}; found {', '.join(_KEYS)}")
     return name.lower()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ _KEPT = "no file was written but those named above"
 
 
 class Terminated(SystemExit):
-    """SIGTERM has come. Lightning, which has handlers of its own while it trains, calls ours too."""
+    """SIGTERM has come."""
 
 
 def _terminate(*_) -> None:
@@ -47,21 +47,32 @@ def signals_end_in_a_line() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def no_exit_of_lightning() -> Iterator[None]:
-    """A fit that is interrupted twice ends in Lightning's exit, which says nothing."""
+def train_until_signal(train: Callable[[], None], model: ClusteringModel) -> int:
+    """Train; 0, or the exit code for a signal that cut it short and left a result.
+
+    SIGTERM is left to the training, which stops after the step where it knows how, and keeps what was learnt.
+    """
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _terminate
+    if ours:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        yield
-    except Terminated:
-        raise
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
+        train()
+    except SystemExit as stop:
+        if stop.code not in (None, TERMINATED):  # Lightning's, for a second Ctrl-C
+            raise KeyboardInterrupt from stop
+        if not model.is_trained_:
+            raise Terminated(TERMINATED) from stop
+        return TERMINATED
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, _terminate)
+    return INTERRUPTED if getattr(model, "interrupted_", False) else 0
 
 
-def end_if_cut_short(model: ClusteringModel) -> None:
-    """Say that training was interrupted, and end with the code for it: the results are those of what was learnt."""
-    if not getattr(model, "interrupted_", False):
-        return
-    done = ", ".join(f"{n} epochs of {phase}" for phase, n in model.phases_)
-    messages.print(f"Interrupted: training was cut short after {done}; what was learnt until then was written.")
-    raise typer.Exit(INTERRUPTED)
+def end_if_cut_short(model: ClusteringModel, code: int) -> None:
+    """Say that training was cut short, and end with the code for it: the results are those of what was learnt."""
+    if code:
+        done = ", ".join(f"{n} epochs of {phase}" for phase, n in model.phases_)
+        word = "Terminated" if code == TERMINATED else "Interrupted"
+        messages.print(f"{word}: training was cut short after {done}; what was learnt until then was written.")
+        raise typer.Exit(code)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -170,7 +170,7 @@ def _check_chunks(path: Path) -> None:
     """Chunks that a copy has lost are zeros to zarr; no writer leaves out those of the values of a sparse matrix."""
     import zarr
 
-    store = zarr.open_group(path, mode="r")
+    store: Any = zarr.open_group(path, mode="r")
     for name in ("X", *(f"layers/{layer}" for layer in store.get("layers", ())), "raw/X"):
         values = store.get(f"{name}/data")
         if values is not None and values.nchunks_initialized < values.nchunks:
