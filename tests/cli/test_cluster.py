@@ -298,6 +298,8 @@ def test_mixed_columns_of_several_files_are_written_as_text(cells, tmp_path):
         (lambda t: t.set_index(t.index.astype("string")), None),
         (lambda t: t.assign(**{"3": 1}).rename(columns={"3": 3}), None),
         (lambda t: t.assign(x=["a", None, "b"] * 30), None),
+        (lambda t: t.assign(x=pd.Series([None] * 90, t.index, dtype=object)), None),
+        (lambda t: t.assign(x=pd.array([1, None, 2] * 30, dtype="Int64")), None),
         (lambda t: t, None),
     ],
 )
@@ -305,7 +307,10 @@ def test_tables_that_cannot_be_written_are_put_right(table, note, cells, tmp_pat
     adata = cells.copy()
     adata.obs = table(adata.obs)
     values = adata.obs.iloc[:, -1].astype(object)
+    adata.raw = adata.copy()
+    raw = adata.raw
     _writable.make_writable(adata, "gmvae", tmp_path)
+    assert adata.raw is raw  # nothing is copied without need
     said = capsys.readouterr().err
     assert (note in said) if note else (said == "")
     adata.obs["gmvae"], adata.obs["gmvae_confidence"] = "0", 0.5

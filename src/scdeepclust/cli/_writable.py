@@ -38,30 +38,32 @@ def _tidy(table: pd.DataFrame, where: str, key: str) -> pd.DataFrame:
     """The table itself, or a copy that can be written."""
     changed = table.copy(deep=False)
     notes: list[str] = []
-    _tidy_names(changed, key, notes)
+    altered = _tidy_names(changed, key, notes)
     for i, name in enumerate(changed.columns):
-        if (finding := _finding(changed.iloc[:, i])) is not None:
-            values = changed.iloc[:, i]
-            text = values.astype(object).where(values.isna(), values.astype(str))
-            changed[name] = text.where(values.notna(), None).astype("category")
-            if finding:
-                notes.append(f"column {name!r} {finding} and is written as text")
+        values = changed.iloc[:, i]
+        if (finding := _finding(values)) is None:
+            continue
+        altered = True
+        changed[name] = values.astype(object).where(values.isna(), values.astype(str)).where(values.notna(), None)
+        changed[name] = changed[name].astype("category")
+        if finding:
+            notes.append(f"column {name!r} {finding} and is written as text")
     for note in notes:
         messages.print(f"[yellow]Warning:[/] {escape(f'{where}: {note}')}")
-    same = changed.index is table.index and changed.columns is table.columns and changed.equals(table)
-    return table if same and (changed.dtypes == table.dtypes).all() else changed
+    return changed if altered else table
 
 
-def _tidy_names(table: pd.DataFrame, key: str, notes: list[str]) -> None:
+def _tidy_names(table: pd.DataFrame, key: str, notes: list[str]) -> bool:
+    """Change index and names of columns in place; returns whether anything had to be."""
     import pandas as pd
     from anndata.utils import make_index_unique
 
-    if isinstance(table.index.dtype, pd.StringDtype):
-        table.index = pd.Index(table.index.astype(object), name=table.index.name)
-    name = table.index.name
+    index, name = table.index, table.index.name
+    if isinstance(index.dtype, pd.StringDtype):
+        index = pd.Index(index.astype(object), name=name)
     if name is not None and (name in table.columns or name == key or str(name).startswith(f"{key}_")):
         notes.append(f"the name of its index, {name!r}, is that of a column too and is left out")
-        table.index = table.index.rename(None)
+        index = index.rename(None)
     columns = pd.Index([str(column) for column in table.columns])
     if "_index" in columns:
         notes.append("column '_index', a reserved name, becomes 'index'")
@@ -69,17 +71,20 @@ def _tidy_names(table: pd.DataFrame, key: str, notes: list[str]) -> None:
     if not columns.is_unique:
         notes.append(f"column {columns[columns.duplicated()][0]!r} is there twice: a number is added")
         columns = make_index_unique(columns)
-    if list(columns) != list(table.columns):
-        table.columns = columns
+    altered = index is not table.index or list(columns) != list(table.columns)
+    if altered:
+        table.index, table.columns = index, columns
+    return altered
 
 
 def _finding(values: pd.Series) -> str | None:
     """None for a column that can be written; what is wrong with it, "" where that needs no words."""
     import pandas as pd
 
-    if isinstance(values.dtype, pd.StringDtype):
+    inferred = pd.api.types.infer_dtype(values, skipna=True) if values.dtype == object else "string"
+    if isinstance(values.dtype, pd.StringDtype) or inferred == "empty":
         return ""
-    if values.dtype == object and pd.api.types.infer_dtype(values, skipna=True) not in ("string", "empty"):
+    if inferred != "string":
         return f"has values of several types ({', '.join(sorted({type(v).__name__ for v in values.dropna()}))})"
     if isinstance(values.dtype, pd.CategoricalDtype):
         categories = values.cat.categories
