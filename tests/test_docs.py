@@ -75,7 +75,7 @@ def code() -> str:
 @pytest.mark.parametrize("line", QUOTED)
 def test_messages_on_the_page_of_failures_are_those_of_the_code(line, code):
     for fragment in line.split("..."):
-        assert fragment.strip(" ;,()") in code
+        assert fragment.strip(" :;,()") in code
 
 
 def test_the_page_of_failures_quotes_messages():
