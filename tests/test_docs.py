@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import re
@@ -43,3 +44,40 @@ def test_pages_run_from_top_to_bottom(page, monkeypatch, tmp_path):
     adata = names["adata"]
     assert adata.obs["scdeepcluster"].nunique() > 1
     assert (tmp_path / "my_model").is_dir()
+
+
+FAILURES = ROOT / "docs" / "user_guide" / "when_something_fails.md"
+QUOTED = [
+    line
+    for block in re.findall(r"^```text\n(.*?)^```", FAILURES.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for line in block.splitlines()
+]
+
+
+def texts_of_the_code() -> set[str]:
+    """All strings of the package; what is filled in is left out."""
+    texts = set()
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                texts.add("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.add(node.value)
+    return texts
+
+
+@pytest.fixture(scope="module")
+def code() -> str:
+    return "\n".join(texts_of_the_code())
+
+
+@pytest.mark.parametrize("line", QUOTED)
+def test_messages_on_the_page_of_failures_are_those_of_the_code(line, code):
+    for fragment in line.split("..."):
+        assert fragment.strip(" :;,()") in code
+
+
+def test_the_page_of_failures_quotes_messages():
+    assert len(QUOTED) > 25
+    assert all(max(map(len, line.split("..."))) > 10 for line in QUOTED)

@@ -7,5 +7,6 @@ from ._app import app
 from ._benchmark import benchmark
 from ._cluster import cluster
 from ._demo import demo
+from ._map import map_cells
 
-__all__ = ["app", "benchmark", "cluster", "demo"]
+__all__ = ["app", "benchmark", "cluster", "demo", "map_cells"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,5 +69,27 @@ def one_line_errors(*kinds: type[Exception], exit_code: int = 2) -> Iterator[Non
     try:
         yield
     except kinds as error:
-        messages.print(f"[red]Error:[/] {escape(' '.join(str(error).split()))}")
+        messages.print(f"[red]Error:[/] {escape(as_typed(' '.join(str(error).split())))}")
         raise typer.Exit(exit_code) from error
+
+
+# Arguments that are lists, and options that are repeated instead.
+_REPEATED = {
+    "guides": "guide",
+    **{f"{kind}_covariate_keys": f"{kind}_covariate" for kind in ("categorical", "continuous")},
+}
+
+
+def as_typed(text: str) -> str:
+    """Arguments of the models as the options of the commands: `batch_key` as --batch-key."""
+    commands = typer.main.get_group(app).commands.values()
+    options = {option.name: option.opts[0] for command in commands for option in command.params}
+
+    def translated(match: re.Match) -> str:
+        option = options.get(_REPEATED.get(match["name"], match["name"]), "")
+        if not option.startswith("--"):
+            return match[0]
+        value = (match["value"] or "").strip("'\"")
+        return f"{option} {value}" if value else option
+
+    return re.sub(r"`(?P<name>\w+)(=(?P<value>[^`]*))?`", translated, text)

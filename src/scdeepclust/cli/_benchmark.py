@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ._app import announce, app, messages, one_line_errors, prepare_libraries, results
 from ._files import check_files, check_suffix, temporary_names
-from ._fit import read
+from ._open import open_file
 from ._options import Overwrite
 
 
@@ -35,7 +35,7 @@ def benchmark(
         prepare_libraries(seed=0)
         from scdeepclust.tl import benchmark_integration
 
-        adata = read(data)
+        adata = open_file(data)
         names = embedding or [name for name in adata.obsm if name.startswith("X_") and adata.obsm[name].shape[1] > 3]
         if not names:
             raise ValueError(f"{data} has no embeddings; obsm holds {', '.join(adata.obsm) or 'nothing'}")

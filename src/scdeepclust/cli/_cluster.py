@@ -1,64 +1,114 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scdeepclust._keys import ResultKeys
+from . import _options as options
+from ._app import announce, app, one_line_errors, prepare_libraries
+from ._files import check_files, check_folder, check_suffix
+from ._fit import WRITING, print_scores, print_sizes, save, set_up, train
+from ._open import open_counts
+from ._signals import end_if_cut_short, signals_end_in_a_line
+from ._writable import make_writable
 
-from ._app import app, one_line_errors, prepare_libraries, results
-from ._files import check_files, check_suffix
-from ._fit import print_scores, read, save, set_up, train
-from ._options import MaxEpochs, Model, Overwrite, PretrainEpochs, Seed
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Data = Annotated[
+    list[Path],
+    typer.Argument(metavar="IN...", help="File or folder with raw counts; several are joined.", show_default=False),
+]
+Out = Annotated[Path, typer.Option(help="AnnData file for the results: the input and all of write_back.")]
 
 
 @app.command()
+@signals_end_in_a_line()
 def cluster(
-    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="AnnData file with raw counts.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="AnnData file for the results: the input and all of write_back.")],
-    model: Model = "scdeepcluster",
-    layer: Annotated[str | None, typer.Option(help="Layer with the counts.", show_default="X")] = None,
-    batch_key: Annotated[str | None, typer.Option(help="Column of obs with the technical batch.")] = None,
-    label_key: Annotated[
-        str | None, typer.Option(help="Column of obs with known labels: scored and drawn, never learnt from.")
-    ] = None,
-    n_clusters: Annotated[
-        int | None, typer.Option(min=2, help="Number of clusters.", show_default="found from the data")
-    ] = None,
-    n_top_genes: Annotated[
-        int, typer.Option(min=2, help="Learn from this many highly variable genes. The output keeps all genes.")
-    ] = 2000,
-    seed: Seed = 0,
-    max_epochs: MaxEpochs = None,
-    pretrain_epochs: PretrainEpochs = None,
-    labels_csv: Annotated[Path | None, typer.Option(help="Also write cell, cluster and confidence here.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Also draw clusters and confidence on a UMAP here (png, pdf).")
-    ] = None,
-    overwrite: Overwrite = False,
+    data: Data,
+    out: Out,
+    model: options.Model = "scdeepcluster",
+    layer: options.Layer = None,
+    raw: options.Raw = False,
+    modality: options.Modality = None,
+    batch_key: options.BatchKey = None,
+    batch_from_files: options.BatchFromFiles = False,
+    label_key: options.LabelKey = None,
+    size_factor_key: options.SizeFactorKey = None,
+    categorical_covariate: options.CategoricalCovariate = None,
+    continuous_covariate: options.ContinuousCovariate = None,
+    time_key: options.TimeKey = None,
+    trajectory_key: options.TrajectoryKey = None,
+    guide: options.Guide = None,
+    n_clusters: options.NClusters = None,
+    n_top_genes: options.NTopGenes = 2000,
+    gene_likelihood: options.GeneLikelihood = None,
+    seed: options.Seed = 0,
+    max_epochs: options.MaxEpochs = None,
+    pretrain_epochs: options.PretrainEpochs = None,
+    accelerator: options.Accelerator = "auto",
+    checkpoint_dir: options.CheckpointDir = None,
+    save_model: options.SaveModel = None,
+    labels_csv: options.LabelsCsv = None,
+    plot: options.Plot = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
-    """Cluster the cells of an AnnData file."""
-    with one_line_errors(ValueError, OSError):
+    """Cluster the cells of one or more files: h5ad, h5mu, zarr, loom, h5 of 10x or CellBender, folders with mtx."""
+    keys = {
+        "batch_key": batch_key,
+        "size_factor_key": size_factor_key,
+        "categorical_covariate_keys": categorical_covariate,
+        "continuous_covariate_keys": continuous_covariate,
+        "time_key": time_key,
+        "trajectory_key": trajectory_key,
+    }
+    with one_line_errors(ValueError, OSError, ImportError):
         check_files([path for path in (out, labels_csv, plot) if path is not None], overwrite)
         check_suffix("--out", out, ".h5ad")
         check_suffix("--plot", plot, ".png", ".pdf", ".svg")
+        check_folder("--save-model", save_model, overwrite)
+        _check_together(model, keys, guide, data, batch_from_files)
         prepare_libraries(seed)
-        adata = read(data)
-        key = model
-        if label_key is not None and (label_key not in adata.obs or adata.obs[label_key].isna().all()):
-            raise ValueError(f"--label-key: obs has no labels in {label_key!r}; found {', '.join(adata.obs.columns)}")
-        if key in adata.obs and not overwrite:
-            raise ValueError(f"{data} has a column {key!r} in obs already; use --overwrite to replace it in the output")
-        fitted = set_up(adata, model, layer, batch_key, n_clusters, n_top_genes)
-    seconds = train(fitted, adata, max_epochs, pretrain_epochs)
-    sizes = adata.obs[key].value_counts()
-    results.print(
-        f"{len(sizes)} clusters of {adata.n_obs:,} cells in {seconds:.0f} s; {sizes.max():,} to {sizes.min():,} cells, "
-        f"median confidence {adata.obs[ResultKeys(key).confidence].median():.2f}"
-    )
+        adata, layer = open_counts(data, layer, raw, modality)
+        keys["batch_key"] = "file" if batch_from_files else batch_key
+        _check_names(adata, model, label_key, overwrite)
+        make_writable(adata, model, out.parent)
+        fitted = set_up(
+            adata, model, layer, keys, n_clusters, n_top_genes, gene_likelihood=gene_likelihood, **_guides(guide)
+        )
+    done = train(fitted, adata, max_epochs, pretrain_epochs, accelerator=accelerator, checkpoint_dir=checkpoint_dir)
+    print_sizes(adata, model, done.seconds)
     if label_key is not None:
         name = type(fitted).__name__
-        print_scores(adata, {name: key}, {name: seconds}, label_key, title=f"Against {label_key}")
-    with one_line_errors(OSError):
-        save(adata, key, out, labels_csv, plot, label_key=label_key, seed=seed)
+        print_scores(adata, {name: model}, {name: done.seconds}, label_key, title=f"Against {label_key}")
+    with one_line_errors(*WRITING):
+        if save_model is not None:
+            fitted.save(str(save_model), overwrite=overwrite)
+            announce(save_model)
+        save(adata, model, out, labels_csv, plot, label_key=label_key, seed=seed)
+    end_if_cut_short(fitted, done.code)
+
+
+def _check_together(
+    model: str, keys: dict[str, Any], guide: list[str] | None, data: list[Path], batch_from_files: bool
+) -> None:
+    """Raise a ValueError for options that do not go together."""
+    owners = {"time_key": "somvae", "trajectory_key": "somvae", "guide": "mfcvae"}
+    for name, owner in owners.items():
+        if (keys | {"guide": guide})[name] and model != owner:
+            raise ValueError(f"`{name}` is for --model {owner}; found --model {model}")
+    if batch_from_files and (len(data) == 1 or keys["batch_key"] is not None):
+        finding = "there is one file only" if len(data) == 1 else "`batch_key` is given too"
+        raise ValueError(f"`batch_from_files`: {finding}; leave one of the two out, or give more files")
+
+
+def _guides(guide: list[str] | None) -> dict[str, Any]:
+    return {"guides": guide, "n_facets": len(guide) + 1} if guide else {}
+
+
+def _check_names(adata: AnnData, key: str, label_key: str | None, overwrite: bool) -> None:
+    if label_key is not None and (label_key not in adata.obs or adata.obs[label_key].isna().all()):
+        raise ValueError(f"--label-key: obs has no labels in {label_key!r}; found {', '.join(adata.obs.columns)}")
+    if key in adata.obs and not overwrite:
+        raise ValueError(f"the data have a column {key!r} in obs already; use --overwrite to replace it in the output")

@@ -10,6 +10,7 @@ from ._app import app, messages, one_line_errors, prepare_libraries
 from ._files import check_files, check_folder
 from ._fit import log_normalized, print_scores, save, set_up, train
 from ._options import MaxEpochs, Model, Overwrite, PretrainEpochs, Seed
+from ._signals import end_if_cut_short, signals_end_in_a_line
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -18,6 +19,7 @@ _PCS, _KMEANS_RESTARTS = 30, 100
 
 
 @app.command()
+@signals_end_in_a_line()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results; made if needed.")] = Path("scdeepclust_demo"),
     model: Model = "scdeepcluster",
@@ -33,7 +35,7 @@ def demo(
     files = [out / "clustered.h5ad", out / "labels.csv", out / "umap.png"]
     with one_line_errors(ValueError, OSError):
         check_files(files, overwrite, needs_folder=False)
-        check_folder(out)
+        check_folder("--out", out)
     messages.print("Loading the libraries and 700 blood cells (PBMC, 10x Genomics) ...")
     prepare_libraries(seed)
     from scdeepclust import datasets
@@ -43,16 +45,16 @@ def demo(
     with one_line_errors(ValueError):
         fitted = set_up(adata, model, layer="counts", n_clusters=n_types)
     key, name = model, type(fitted).__name__
-    seconds = {
-        "PCA + k-means": _pca_kmeans(adata, n_types, seed),
-        name: train(fitted, adata, max_epochs, pretrain_epochs),
-    }
+    baseline = _pca_kmeans(adata, n_types, seed)
+    done = train(fitted, adata, max_epochs, pretrain_epochs)
+    seconds = {"PCA + k-means": baseline, name: done.seconds}
     columns = {"PCA + k-means": "pca_kmeans", name: key}
     print_scores(adata, columns, seconds, "cell_type", title=f"{n_types} clusters against {n_types} known types")
     del adata.obs["pca_kmeans"]
     with one_line_errors(OSError):
         out.mkdir(parents=True, exist_ok=True)
         save(adata, key, *files, label_key="cell_type", seed=seed)
+    end_if_cut_short(fitted, done.code)
 
 
 def _pca_kmeans(adata: AnnData, n_clusters: int, seed: int) -> float:

@@ -21,11 +21,15 @@ def check_files(files: Sequence[Path], overwrite: bool, needs_folder: bool = Tru
             raise ValueError(f"{path}: there is no folder {path.parent}")
 
 
-def check_folder(folder: Path) -> None:
-    """Raise a ValueError unless the folder is there or can be made."""
+def check_folder(option: str, folder: Path | None, overwrite: bool = True) -> None:
+    """Raise a ValueError unless the folder is there, or can be made; with `overwrite` false, it must not be there."""
+    if folder is None:
+        return
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise ValueError(f"--out: {existing} is a file; name a folder")
+        raise ValueError(f"{option}: {existing} is a file; name a folder")
+    if existing == folder and not overwrite:
+        raise ValueError(f"{option}: {folder} exists; use --overwrite to replace it")
 
 
 def check_suffix(option: str, path: Path | None, *allowed: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -13,6 +15,8 @@ from scdeepclust._keys import ResultKeys
 
 from ._app import announce, messages, one_line_errors, results
 from ._files import temporary_names
+from ._progress import a_line_every
+from ._signals import train_until_signal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,45 +24,41 @@ if TYPE_CHECKING:
 
     from scdeepclust.model._base import ClusteringModel
 
+# What a disk, and what the writer of h5ad may say.
+WRITING = (OSError, ValueError, TypeError, RuntimeError)
 _SCORES = ("ARI", "NMI", "accuracy", "homogeneity", "completeness")
 
 # --- data in
-
-
-def read(path: Path) -> AnnData:
-    import anndata
-
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        return anndata.read_h5ad(path)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a readable h5ad file ({reason})") from error
 
 
 def set_up(
     adata: AnnData,
     model: str,
     layer: str | None = None,
-    batch_key: str | None = None,
+    keys: Mapping[str, Any] | None = None,
     n_clusters: int | None = None,
     n_top_genes: int | None = None,
+    **options,
 ) -> ClusteringModel:
-    """An untrained model of the variable genes, after all checks of the input."""
+    """An untrained model of the variable genes, after all checks of the input.
+
+    `keys` are arguments of `setup_anndata`, `options` those of the model; what is None is left to them.
+    """
     from scdeepclust import model as models
     from scdeepclust.model._base import check_anndata, check_obs_keys
     from scdeepclust.model._systems import SYSTEMS
 
+    keys = {name: value for name, value in (keys or {}).items() if value}
+    options = {name: value for name, value in options.items() if value is not None}
     check_anndata(adata, layer)
-    check_obs_keys(adata, {"batch_key": batch_key})
+    check_obs_keys(adata, keys)
     if n_top_genes is not None and n_top_genes < adata.n_vars:
-        train_on = adata[:, _variable_genes(adata, layer, batch_key, n_top_genes)].copy()
+        train_on = adata[:, _variable_genes(adata, layer, keys.get("batch_key"), n_top_genes)].copy()
     else:
         train_on = adata
     model_class = getattr(models, next(system.name for system in SYSTEMS if system.key == model))
-    model_class.setup_anndata(train_on, layer=layer, batch_key=batch_key)
-    return model_class(train_on, n_clusters=n_clusters)
+    model_class.setup_anndata(train_on, layer=layer, **keys)
+    return model_class(train_on, n_clusters=n_clusters, **options)
 
 
 def _variable_genes(adata: AnnData, layer: str | None, batch_key: str | None, n_top_genes: int) -> np.ndarray:
@@ -70,8 +70,8 @@ def _variable_genes(adata: AnnData, layer: str | None, batch_key: str | None, n_
     counts = count_matrix(adata, layer)
     with one_thread():
         logged = log_normalized(counts)
-        if batch_key is not None:
-            logged.obs[batch_key] = adata.obs[batch_key].to_numpy()
+        if batch_key is not None:  # as text: scanpy takes groups of nothing else
+            logged.obs[batch_key] = adata.obs[batch_key].astype(str).astype("category").to_numpy()
         chosen = sc.pp.highly_variable_genes(logged, n_top_genes=n_top_genes, batch_key=batch_key, inplace=False)
     genes = chosen["highly_variable"].to_numpy()
     if n_empty := int((counts[:, genes].sum(axis=1) == 0).sum()):
@@ -96,20 +96,51 @@ def log_normalized(counts) -> AnnData:
 # --- computing
 
 
-def train(fitted: ClusteringModel, adata: AnnData, max_epochs: int | None, pretrain_epochs: int | None) -> float:
-    """Train, and write the results into `adata`; returns the seconds it took."""
+class Training(NamedTuple):
+    """Seconds that a training took, and the exit code if a signal cut it short."""
+
+    seconds: float
+    code: int
+
+
+def train(
+    fitted: ClusteringModel, adata: AnnData, max_epochs: int | None, pretrain_epochs: int | None = None, **options
+) -> Training:
+    """Train, and write the results into `adata`."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     from scdeepclust.train import NonFiniteLossError
 
     data = fitted.adata
     messages.print(f"Training {type(fitted).__name__} on {data.n_obs:,} cells x {data.n_vars:,} genes ...")
     started = time.perf_counter()
-    with one_line_errors(NonFiniteLossError, exit_code=1):
-        fitted.train(max_epochs, pretrain_epochs, enable_progress_bar=results.is_terminal)
+    options = {name: value for name, value in options.items() if value is not None}
+    if not results.is_terminal:
+        options["callbacks"] = [a_line_every(10.0)]
+    run = partial(fitted.train, max_epochs, pretrain_epochs, enable_progress_bar=results.is_terminal, **options)
+    with (
+        one_line_errors(NonFiniteLossError, exit_code=1),
+        one_line_errors(ValueError, OSError, MisconfigurationException),
+    ):
+        code = train_until_signal(run, fitted)
     fitted.write_back(adata)
-    for slot in (adata.obs, adata.obsm, adata.uns):  # what scvi-tools notes in data it works on
+    forget_setup(adata)
+    return Training(time.perf_counter() - started, code)
+
+
+def forget_setup(adata: AnnData) -> None:
+    """Remove what scvi-tools notes in data it works on."""
+    for slot in (adata.obs, adata.obsm, adata.uns):
         for name in [name for name in slot if name.startswith("_scvi")]:
             del slot[name]
-    return time.perf_counter() - started
+
+
+def print_sizes(adata: AnnData, key: str, seconds: float) -> None:
+    sizes = adata.obs[key].value_counts()
+    results.print(
+        f"{len(sizes)} clusters of {adata.n_obs:,} cells in {seconds:.0f} s; {sizes.max():,} to {sizes.min():,} cells, "
+        f"median confidence {adata.obs[ResultKeys(key).confidence].median():.2f}"
+    )
 
 
 def print_scores(
@@ -140,16 +171,31 @@ def save(
     label_key: str | None,
     seed: int,
 ) -> None:
-    """Write the files that are asked for; the picture last, when the results are safe."""
-    with temporary_names(announce) as temporary:
-        if labels_csv is not None:
-            table = adata.obs[[key, ResultKeys(key).confidence]].set_axis(["cluster", "confidence"], axis=1)
-            table.to_csv(temporary(labels_csv), index_label="cell", float_format="%.4f")
-        adata.write_h5ad(temporary(h5ad), compression="gzip")
+    """Write the files that are asked for: labels first, which hardly can fail, and the picture last."""
+    if labels_csv is not None:
+        with temporary_names(announce) as temporary:
+            _write_labels(adata, key, temporary(labels_csv))
+    try:
+        with temporary_names(announce) as temporary:
+            adata.write_h5ad(temporary(h5ad), compression="gzip")
+    except Exception:
+        if labels_csv is None:
+            with temporary_names(announce) as temporary:
+                _write_labels(adata, key, temporary(_unused(h5ad.with_suffix(".labels.csv"))))
+        raise
     if plot is not None:
         messages.print("Computing a UMAP ...")
         with temporary_names(announce) as temporary:
             _draw(adata, key, temporary(plot), label_key, seed)
+
+
+def _write_labels(adata: AnnData, key: str, path: Path) -> None:
+    table = adata.obs[[key, ResultKeys(key).confidence]].set_axis(["cluster", "confidence"], axis=1)
+    table.to_csv(path, index_label="cell", float_format="%.4f")
+
+
+def _unused(path: Path) -> Path:
+    return next(p for n in range(1000) if not (p := path.with_stem(f"{path.stem}{n or ''}")).exists())
 
 
 def _draw(adata: AnnData, key: str, path: Path, label_key: str | None, seed: int) -> None:

@@ -225,6 +225,7 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
             self.history_ = history
             self.phases_.append((phase.name, max((len(frame) for frame in frames.values()), default=0)))
         self._end_training(split[0])
+        self.interrupted_ = interrupted  # for who goes on with the model, such as the command line
 
     def _fit_phase(self, epochs, name, split, plan_kwargs, callbacks, common) -> tuple[dict[str, pd.DataFrame], bool]:
         """One Lightning fit; returns its history and whether the user stopped it."""
