@@ -34,3 +34,8 @@ def full_precision(function: Callable) -> Callable:
 def _widen(argument: object) -> object:
     half = isinstance(argument, Tensor) and argument.dtype in (torch.float16, torch.bfloat16)
     return argument.float() if half else argument  # type: ignore[attr-defined]
+
+
+def as_wide(tensor: Tensor) -> Tensor:
+    """In ``float64``, where sums of large terms keep their digits; as it is on Apple's GPUs, which have none."""
+    return tensor if tensor.device.type == "mps" else tensor.double()
