@@ -74,6 +74,7 @@ def diag_gaussian_log_prob(z: Tensor, means: Tensor, log_var: Tensor) -> Tensor:
     return z @ scaled_means.T + (z.square() @ (-0.5 * precision).T + constant)
 
 
+@full_precision
 def standard_normal_kl(mean: Tensor, log_var: Tensor) -> Tensor:
     """KL of N(mean, exp(log_var)) from N(0, I), (B,), for arguments (B, D)."""
     return 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(dim=-1)
@@ -135,10 +136,12 @@ class GaussianMixture(nn.Module):
         """Log-variances as used, shape (1, D) or (K, D)."""
         return clamp_component_log_var(self.log_var)
 
+    @full_precision
     def log_joint(self, z: Tensor) -> Tensor:
         """``log p(z, k)`` for ``z`` of shape (..., D): shape (..., K)."""
         return diag_gaussian_log_prob(z, self.means, self.clamped_log_var) + self.log_weights
 
+    @full_precision
     def mean_log_joint(self, z_mean: Tensor, z_var: Tensor) -> Tensor:
         """Mean of ``log p(z, k)`` over a Gaussian z: its value at the mean, less what the spread costs; (B, K)."""
         precision = torch.exp(-self.clamped_log_var).expand_as(self.means)

@@ -48,6 +48,7 @@ from scdeepclust.nn import (
     GaussianMixture,
     clamp_component_log_var,
     diag_gaussian_log_prob,
+    full_precision,
     standard_normal_kl,
 )
 
@@ -298,6 +299,7 @@ class GMVAEModule(ClusteringModule):
             self.style.select(order)
 
 
+@full_precision
 def _at(q: dict[str, Any], name: str, noise: Tensor) -> Tensor:
     """Draw of z or w that belongs to a draw of standard normal noise."""
     return q[f"{name}_mean"] + (q[f"{name}_log_var"] / 2).exp() * noise

@@ -25,6 +25,7 @@ _LARGEST_STEP = 0.1
 _LEAST_SLOPE = 1.0
 
 
+@full_precision
 def draw_gates(mean: Tensor, sigma: float | None = None) -> Tensor:
     """Gates in [0, 1] from their means.
 
@@ -150,6 +151,7 @@ class GateBudget(nn.Module):
         self.sigma = sigma
         self.register_buffer("offset", torch.zeros(()))
 
+    @full_precision
     def forward(self, means: Tensor, wanted: float | None = None) -> Tensor:
         """Means less the offset, (B, D); ``wanted`` open gates a sample, or None to leave the offset as it is."""
         if wanted is None:

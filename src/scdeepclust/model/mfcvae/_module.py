@@ -44,6 +44,7 @@ from scdeepclust.nn import (
     Counts,
     Covariates,
     GaussianMixture,
+    full_precision,
     standard_normal_kl,
 )
 
@@ -143,7 +144,7 @@ class MFCVAEModule(ClusteringModule):
         mean = torch.cat([m for m, _ in moments], dim=-1)  # (B, D)
         log_var = torch.cat([v for _, v in moments], dim=-1).clamp(LOG_VAR_MIN, LOG_VAR_MAX)
         shape = (n_samples, *mean.shape) if n_samples > 1 else mean.shape
-        z = mean + (log_var / 2).exp() * torch.randn(shape, device=mean.device)
+        z = _draw(mean, log_var, torch.randn(shape, device=mean.device))
         outputs = {"z": z, "z_mean": mean, "z_log_var": log_var, "features": features}
         return outputs | {"counts": counts, "log_library": log_library}
 
@@ -152,6 +153,7 @@ class MFCVAEModule(ClusteringModule):
         mean, log_var = inference_outputs["z_mean"], inference_outputs["z_log_var"]
         return mean.split(self.latent_sizes, dim=-1)[j], log_var.split(self.latent_sizes, dim=-1)[j]
 
+    @full_precision
     def log_responsibilities(self, inference_outputs: dict, j: int) -> Tensor:
         """Log of the component posterior r_j, (B, K_j): the maximiser of the bound."""
         mean, log_var = self.posterior(inference_outputs, j)
@@ -187,6 +189,7 @@ class MFCVAEModule(ClusteringModule):
             loss = loss + self.independence * self.n_input * extra["dependence"] + guidance
         return LossOutput(loss=loss, reconstruction_loss=reconstruction, kl_local=kl, extra_metrics=extra)
 
+    @full_precision
     def divergence(self, inference_outputs: dict, j: int) -> Tensor:
         """Divergence of facet j from its prior, (B,): the mixture, or N(0, I) before the mixture is started."""
         mean, log_var = self.posterior(inference_outputs, j)
@@ -288,3 +291,9 @@ class MFCVAEModule(ClusteringModule):
     def reorder_clusters(self, order: Tensor, j: int = 0) -> None:
         """Renumber the clusters of facet j: new cluster k is old cluster ``order[k]``."""
         self.mixtures[j].select(order)
+
+
+@full_precision
+def _draw(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
+    """Draw from a Gaussian that belongs to a draw of standard normal noise."""
+    return mean + (log_var / 2).exp() * noise

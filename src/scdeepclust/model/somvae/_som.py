@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scdeepclust.nn import full_precision
+
 
 class Grid(NamedTuple):
     """A rectangular grid of nodes without wrap-around; node k lies in row ``k // n_cols`` and column ``k % n_cols``.
@@ -55,6 +57,7 @@ def neighbourhood(squared_distances: Tensor, radius: float) -> Tensor:
     return torch.softmax(-squared_distances / (2 * radius**2), dim=1)
 
 
+@full_precision
 def node_distances(z: Tensor, codebook: Tensor) -> Tensor:
     """Squared Euclidean distances of latent codes (..., D) to the nodes (K, D), shape (..., K)."""
     cross = z @ codebook.T
@@ -62,6 +65,7 @@ def node_distances(z: Tensor, codebook: Tensor) -> Tensor:
     return squared.clamp_min(0)
 
 
+@full_precision
 def som_loss(distances: Tensor, node: Tensor, weights: Tensor) -> Tensor:
     """Mean squared distance of each cell to the nodes around its own, (B,).
 
@@ -94,6 +98,7 @@ def topographic_error(distances: Tensor, adjacency: Tensor) -> float:
 # -- transitions ------------------------------------------------------------------------------------------------------
 
 
+@full_precision
 def arrival_loss(expected: Tensor, distances: Tensor) -> Tensor:
     """Cross-entropy between where each cell is expected and where it is, (B,).
 
