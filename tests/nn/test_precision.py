@@ -48,7 +48,7 @@ def mfcvae(name):
     torch.manual_seed(0)
     module = MFCVAEModule(12, n_clusters=K, n_facet_clusters=(2,), n_latent=D, n_facet_latent=2, n_hidden=8)
     module.mixtures[0] = mixture()
-    module.mixtures[0].initialised.fill_(True)
+    module.mixtures[0].set_initialised(True)
     return lambda mean, log_var: getattr(module, name)({"z_mean": mean, "z_log_var": log_var, "z": mean}, 0)
 
 

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ._precision import full_precision
+from ._precision import as_double, full_precision
 
 _LOG_2PI = math.log(2 * math.pi)
 # Bounds of a component's log-variance: a component can neither collapse onto a cell nor flatten into nothing.
@@ -125,6 +125,17 @@ class GaussianMixture(nn.Module):
         else:
             self.register_buffer("logits", torch.zeros(n_components))
         self.register_buffer("initialised", torch.tensor(False))
+        # the same for each training step to ask, where a look at the buffer would wait for the GPU
+        self.is_initialised = False
+
+    def set_initialised(self, value: bool) -> None:
+        """Note whether the means belong to clusters."""
+        self.initialised.fill_(value)
+        self.is_initialised = value
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.is_initialised = bool(self.initialised)
 
     @property
     def log_weights(self) -> Tensor:
@@ -186,6 +197,7 @@ class GaussianMixture(nn.Module):
         ValueError
             If a label is out of range or a component has no cell.
         """
+        z_mean, z_var = as_double(z_mean), as_double(z_var)
         labels = labels.to(device=z_mean.device, dtype=torch.long)
         sizes = torch.bincount(labels.clamp_min(0), minlength=self.n_components)
         if bool((labels < 0).any()) or len(sizes) > self.n_components or bool((sizes == 0).any()):
@@ -201,10 +213,9 @@ class GaussianMixture(nn.Module):
         self.log_var.copy_((variances + _START_VARIANCE).log().clamp(_LOG_VAR_MIN, _LOG_VAR_MAX))
         if isinstance(self.logits, nn.Parameter):
             self.logits.copy_((sizes / sizes.sum()).log())
-        self.initialised.fill_(True)
+        self.set_initialised(True)
 
 
 def _mean_by_label(rows: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
     """Mean row of each label, shape (K, D)."""
-    sums = torch.zeros(len(sizes), rows.shape[1], dtype=torch.float64, device=rows.device)
-    return sums.index_add_(0, labels, rows.double()) / sizes[:, None]
+    return rows.new_zeros(len(sizes), rows.shape[1]).index_add_(0, labels, rows) / sizes[:, None]

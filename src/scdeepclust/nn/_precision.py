@@ -52,8 +52,16 @@ def _widen(argument):
 
 
 def as_wide(tensor: Tensor) -> Tensor:
-    """In ``float64``, where sums of large terms keep their digits; as it is on Apple's GPUs, which have none."""
+    """In ``float64``, where sums of large terms keep their digits; as it is on Apple's GPUs, which have none.
+
+    For what each training step computes; :func:`as_double` is for what is computed once.
+    """
     return tensor if tensor.device.type == "mps" else tensor.double()
+
+
+def as_double(tensor: Tensor) -> Tensor:
+    """In ``float64``, on the CPU where the device has none (Apple's GPUs)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def check_precision(precision: str | int | None) -> None:
