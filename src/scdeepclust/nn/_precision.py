@@ -28,7 +28,7 @@ def full_precision(function: Callable) -> Callable:
         positional = [_widen(argument) for argument in args]
         named = {name: _widen(argument) for name, argument in kwargs.items()}
         device_type = "cpu" if first is None else first.device.type
-        if not torch.is_autocast_enabled(device_type):
+        if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
             return function(*positional, **named)
         with torch.autocast(device_type, enabled=False):
             return function(*positional, **named)

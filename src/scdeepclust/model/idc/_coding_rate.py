@@ -39,7 +39,7 @@ def _first_that_works(rate: Callable[..., tuple[Tensor, Tensor]], *arguments: Te
     waited for to know, so it computes in ``float64`` at once.
     """
     first = arguments[0]
-    if not first.is_cuda and first.dtype != torch.float64:
+    if first.device.type in ("cpu", "mps") and first.dtype != torch.float64:
         value, info = rate(*arguments)
         if not bool(info.any()):
             return value
