@@ -20,14 +20,16 @@ model.train(pretrain_epochs=3, max_epochs=2, enable_progress_bar=False, accelera
             strategy="ddp_find_unused_parameters_true", batch_size=32)
 import torch.distributed as dist
 rank = dist.get_rank()
-parameters = np.concatenate([p.detach().numpy().ravel() for p in model.module.parameters()])
-np.savez(f"{sys.argv[2]}/{rank}.npz", parameters=parameters, labels=model.predict(), phases=len(model.phases_),
+state = model.module.state_dict()
+parameters = np.concatenate([value.detach().numpy().ravel() for value in state.values()])
+np.savez(f"{sys.argv[2]}/{rank}.npz", parameters=parameters, labels=model.predict(),
+         start=model.initial_labels_, phases=len(model.phases_),
          history=sorted(model.history), loss=model.history["train_loss"].to_numpy())
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SCDeepCluster"])
+@pytest.mark.parametrize("name", ["SCDeepCluster", "IDC"])
 def test_two_processes_end_with_one_model(tmp_path, name):
     (tmp_path / "run.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "run.py"), name, str(tmp_path)]
@@ -38,6 +40,8 @@ def test_two_processes_end_with_one_model(tmp_path, name):
     first, second = (np.load(tmp_path / f"{rank}.npz", allow_pickle=True) for rank in (0, 1))
     np.testing.assert_array_equal(first["parameters"], second["parameters"])
     np.testing.assert_array_equal(first["labels"], second["labels"])
-    assert first["phases"] == 2
-    assert {"pretrain_train_loss", "train_loss", "cluster_kl_train"} <= set(first["history"].tolist())
+    np.testing.assert_array_equal(first["start"], second["start"])
+    assert first["phases"] == {"SCDeepCluster": 2, "IDC": 3}[name]
+    own = {"SCDeepCluster": "cluster_kl_train", "IDC": "global_accuracy_train"}[name]
+    assert {"pretrain_train_loss", "train_loss", own} <= set(first["history"].tolist())
     np.testing.assert_allclose(first["loss"].astype(float), second["loss"].astype(float))

@@ -14,7 +14,7 @@ from ._linear import FastLinear, use_fast_linear
 from ._mixture import GaussianMixture, clamp_component_log_var, diag_gaussian_log_prob, standard_normal_kl
 from ._networks import CountDecoder, CountHeads, CovariateMLP, Covariates, Dispersion, GeneLikelihood
 from ._noise import normal_like
-from ._precision import full_precision
+from ._precision import as_double, as_wide, check_precision, full_precision
 
 __all__ = [
     "CountDecoder",
@@ -26,7 +26,10 @@ __all__ = [
     "FastLinear",
     "GaussianMixture",
     "GeneLikelihood",
+    "as_double",
+    "as_wide",
     "beta_binomial_log_likelihood",
+    "check_precision",
     "clamp_component_log_var",
     "counts_from_csr",
     "counts_from_dense",

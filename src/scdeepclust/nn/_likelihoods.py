@@ -7,14 +7,16 @@ mathematics. All run in full precision under :class:`torch.autocast`.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
+from ._beta_binomial import ScaledRising
 from ._counts import Counts, counts_from_csr, counts_from_dense
-from ._precision import full_precision
+from ._precision import as_wide, full_precision
 from ._sparse_nb import SparseNB
 
 __all__ = [
@@ -28,9 +30,8 @@ __all__ = [
     "zinb_log_likelihood",
 ]
 
-
-# Smallest log of a parameter of the beta distribution: below, float32 has no digits left for 1 / a, a derivative.
-_LOG_BETA_MIN = -14.0
+# Log-concentration from which a beta-binomial is a binomial in all digits.
+_BINOMIAL = 80.0
 
 
 @full_precision
@@ -114,11 +115,14 @@ def _negative_binomial(
 ) -> Tensor:
     shape = _checked_shape(counts, scores)
     samples = (-1, *shape[-2:])
+    given = [t for t in (scores, log_library, log_theta, dropout_logits) if t is not None]
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in given))
+    scores, log_library, log_theta = scores.to(dtype), log_library.to(dtype), log_theta.to(dtype)
     log_library = log_library.expand(shape[:-1]).reshape(samples[:2])
     # A dispersion per gene, or per cell and gene, serves all samples of the decoder: leave it unexpanded.
     log_theta = log_theta.expand(shape[-max(log_theta.dim(), 1) :])
     if dropout_logits is not None:
-        dropout_logits = dropout_logits.expand(shape).reshape(samples)
+        dropout_logits = dropout_logits.to(dtype).expand(shape).reshape(samples)
     return SparseNB.apply(scores.reshape(samples), log_library, log_theta, dropout_logits, counts).reshape(shape[:-1])
 
 
@@ -161,19 +165,18 @@ def poisson_log_likelihood(counts: Counts, scores: Tensor, log_library: Tensor) 
     """
     shape = _checked_shape(counts, scores)
     # Large counts nearly cancel against the library and the factorial: sum the few non-zeros in float64.
-    wide = torch.float32 if scores.device.type == "mps" else torch.float64
-    x, position = counts.value.to(wide), counts.positions()
+    x, position = as_wide(counts.value), counts.positions()
     log_factorial = torch.lgamma(x + 1)
     log_library = log_library.expand(shape[:-1])
-    offset = log_library.to(wide) - torch.logsumexp(scores, -1).to(wide)
+    offset = as_wide(log_library) - as_wide(torch.logsumexp(scores, -1))
 
     def of_sample(score: Tensor, offset: Tensor) -> Tensor:
-        log_mean = score.flatten().index_select(0, position).to(wide) + offset.index_select(0, counts.row)
+        log_mean = as_wide(score.flatten().index_select(0, position)) + offset.index_select(0, counts.row)
         return counts.sum_by_cell(x * log_mean - log_factorial)
 
     samples = zip(scores.reshape(-1, *shape[-2:]), offset.reshape(-1, shape[-2]), strict=True)
     nonzeros = torch.stack([of_sample(score, offset) for score, offset in samples])
-    return (nonzeros.reshape(shape[:-1]) - log_library.to(wide).exp()).to(scores.dtype)
+    return (nonzeros.reshape(shape[:-1]) - as_wide(log_library).exp()).to(scores.dtype)
 
 
 @full_precision
@@ -214,14 +217,18 @@ def beta_binomial_log_likelihood(counts: Counts, scores: Tensor, n_trials: Tenso
     tensor([-3.2958])
     """
     _checked_shape(counts, scores)
-    y, theta = counts.to_dense(), log_theta.exp()
-    a = (log_theta + logsigmoid(scores)).clamp_min(_LOG_BETA_MIN).exp()
-    b = (log_theta + logsigmoid(-scores)).clamp_min(_LOG_BETA_MIN).exp()
-    lgamma = torch.lgamma
-    log_p = lgamma(y + a) - lgamma(a) + lgamma(n_trials - y + b) - lgamma(b)
-    normaliser = lgamma(n_trials + theta) - lgamma(theta)
-    log_ways = lgamma(n_trials + 1) - lgamma(counts.value + 1) - lgamma(n_trials - counts.value + 1)
-    return (log_p - normaliser).sum(-1) + counts.sum_by_cell(log_ways)
+    y, x = counts.to_dense().to(scores.dtype), as_wide(counts.value)
+    log_p, log_not_p = logsigmoid(scores), logsigmoid(-scores)
+    bounded = log_theta.clamp_max(_BINOMIAL)
+    log_s = softplus(bounded.detach())
+    successes = ScaledRising.apply(bounded + log_p, y, log_s)
+    failures = ScaledRising.apply(bounded + log_not_p, n_trials - y, log_s)
+    trials = ScaledRising.apply(bounded, n_trials, log_s)
+    binomial = y * log_p + (n_trials - y) * log_not_p
+    entries = torch.where(log_theta < _BINOMIAL, successes + failures - trials, binomial)
+    n = as_wide(n_trials)
+    log_ways = torch.lgamma(n + 1) - torch.lgamma(x + 1) - torch.lgamma(n - x + 1)
+    return entries.sum(-1) + counts.sum_by_cell(log_ways).to(scores.dtype)
 
 
 @full_precision

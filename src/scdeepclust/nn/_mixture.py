@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ._precision import full_precision
+from ._precision import as_double, full_precision
 
 _LOG_2PI = math.log(2 * math.pi)
 # Bounds of a component's log-variance: a component can neither collapse onto a cell nor flatten into nothing.
@@ -74,6 +74,7 @@ def diag_gaussian_log_prob(z: Tensor, means: Tensor, log_var: Tensor) -> Tensor:
     return z @ scaled_means.T + (z.square() @ (-0.5 * precision).T + constant)
 
 
+@full_precision
 def standard_normal_kl(mean: Tensor, log_var: Tensor) -> Tensor:
     """KL of N(mean, exp(log_var)) from N(0, I), (B,), for arguments (B, D)."""
     return 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(dim=-1)
@@ -124,6 +125,17 @@ class GaussianMixture(nn.Module):
         else:
             self.register_buffer("logits", torch.zeros(n_components))
         self.register_buffer("initialised", torch.tensor(False))
+        # the same for each training step to ask, where a look at the buffer would wait for the GPU
+        self.is_initialised = False
+
+    def set_initialised(self, value: bool) -> None:
+        """Note whether the means belong to clusters."""
+        self.initialised.fill_(value)
+        self.is_initialised = value
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.is_initialised = bool(self.initialised)
 
     @property
     def log_weights(self) -> Tensor:
@@ -135,10 +147,12 @@ class GaussianMixture(nn.Module):
         """Log-variances as used, shape (1, D) or (K, D)."""
         return clamp_component_log_var(self.log_var)
 
+    @full_precision
     def log_joint(self, z: Tensor) -> Tensor:
         """``log p(z, k)`` for ``z`` of shape (..., D): shape (..., K)."""
         return diag_gaussian_log_prob(z, self.means, self.clamped_log_var) + self.log_weights
 
+    @full_precision
     def mean_log_joint(self, z_mean: Tensor, z_var: Tensor) -> Tensor:
         """Mean of ``log p(z, k)`` over a Gaussian z: its value at the mean, less what the spread costs; (B, K)."""
         precision = torch.exp(-self.clamped_log_var).expand_as(self.means)
@@ -183,6 +197,7 @@ class GaussianMixture(nn.Module):
         ValueError
             If a label is out of range or a component has no cell.
         """
+        z_mean, z_var = as_double(z_mean), as_double(z_var)
         labels = labels.to(device=z_mean.device, dtype=torch.long)
         sizes = torch.bincount(labels.clamp_min(0), minlength=self.n_components)
         if bool((labels < 0).any()) or len(sizes) > self.n_components or bool((sizes == 0).any()):
@@ -198,10 +213,9 @@ class GaussianMixture(nn.Module):
         self.log_var.copy_((variances + _START_VARIANCE).log().clamp(_LOG_VAR_MIN, _LOG_VAR_MAX))
         if isinstance(self.logits, nn.Parameter):
             self.logits.copy_((sizes / sizes.sum()).log())
-        self.initialised.fill_(True)
+        self.set_initialised(True)
 
 
 def _mean_by_label(rows: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
     """Mean row of each label, shape (K, D)."""
-    sums = torch.zeros(len(sizes), rows.shape[1], dtype=torch.float64, device=rows.device)
-    return sums.index_add_(0, labels, rows.double()) / sizes[:, None]
+    return rows.new_zeros(len(sizes), rows.shape[1]).index_add_(0, labels, rows) / sizes[:, None]

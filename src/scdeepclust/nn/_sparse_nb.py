@@ -41,12 +41,12 @@ import math
 from typing import NamedTuple
 
 import numba
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ._counts import Counts
+from ._precision import as_wide
 
 # Dropout logits below this act as this: exp(-80) is about the smallest probability that float32 can hold.
 _MIN_DROPOUT_LOGIT = -80.0
@@ -69,6 +69,9 @@ class SparseNB(torch.autograd.Function):
             from ._kernels import negative_binomial
         else:
             negative_binomial = _by_tensor_operations
+        # both forms write row by row, into results laid out as these are
+        scores, log_library, log_theta = scores.contiguous(), log_library.contiguous(), log_theta.contiguous()
+        dropout_logits = None if dropout_logits is None else dropout_logits.contiguous()
         values, *derivatives = negative_binomial(scores, log_library, log_theta, dropout_logits, counts)
         ctx.save_for_backward(*derivatives)
         ctx.theta_dims = log_theta.dim()
@@ -143,12 +146,14 @@ def _fill_zeros(
     if c is None or d_dropout is None:
         return value, d_mean
 
+    c = c.clamp_min(_MIN_DROPOUT_LOGIT)
     logit = value - c
     from_nb = torch.sigmoid(logit)  # posterior probability that a zero was drawn by the negative binomial
     from_dropout = logit.neg_().sigmoid_()
     y = torch.neg(c).sigmoid_().mul_(torch.expm1(value, out=value))
-    torch.log1p(y, out=value)
-    _repair_unlikely(value, y, c, from_dropout)
+    # near -1 the digits of y are lost: there a zero would surprise both parts of the model, and this ratio is 1 + y
+    exact = c.sigmoid_().div_(from_dropout).log_()
+    value = torch.where(y < -0.5, exact, torch.log1p(y))
     d_theta.mul_(from_nb)
     torch.mul(y, from_dropout, out=d_dropout).neg_()
     return value, d_mean.mul_(from_nb)
@@ -159,22 +164,8 @@ def _t_minus_s(t: Tensor, s: Tensor, out: Tensor) -> Tensor:
 
     It is ``s t (1/2 + t/12 - t^3/720 + ...)`` up to t = 1/16 and the plain difference from t = 1/8, blended between.
     """
-    half, minus_one = t.new_tensor([0.5, -1.0])
-    series = torch.add(half, t, alpha=1 / 12, out=out).mul_(t).mul_(s)
-    return series.lerp_(t - s, torch.add(minus_one, t, alpha=16).clamp_(0, 1))
-
-
-def _repair_unlikely(value: Tensor, y: Tensor, c: Tensor, from_dropout: Tensor) -> None:
-    """Recompute ``log(1 + y)`` where ``y`` comes so near -1 that its digits are lost.
-
-    There a zero would surprise both parts of the model, and ``1 + y = sigmoid(c) / sigmoid(c - n_0)`` is exact. Few
-    genes have such entries.
-    """
-    genes = (y.amin(0) < -0.99).nonzero().squeeze(1)
-    if len(genes):
-        y, c, from_dropout = (matrix.index_select(1, genes) for matrix in (y, c, from_dropout))
-        exact = c.clamp_min_(_MIN_DROPOUT_LOGIT).sigmoid_().div_(from_dropout).log_()
-        value.index_copy_(1, genes, torch.where(y < -0.5, exact, torch.log1p(y)))
+    series = torch.mul(t, 1 / 12, out=out).add_(0.5).mul_(t).mul_(s)
+    return series.lerp_(t - s, torch.mul(t, 16).sub_(1).clamp_(0, 1))
 
 
 class _NonZeros(NamedTuple):
@@ -188,12 +179,12 @@ class _NonZeros(NamedTuple):
 
     @classmethod
     def collect(cls, counts: Counts, log_theta: Tensor) -> _NonZeros:
-        position, x = counts.positions(), _wide(counts.value)
+        position, x = counts.positions(), as_wide(counts.value)
         if log_theta.dim() == 1:
-            log_theta = _wide(log_theta)
+            log_theta = as_wide(log_theta)
             log_theta, theta = (r.index_select(0, counts.col) for r in (log_theta, log_theta.exp()))
         else:
-            log_theta = _wide(log_theta.reshape(-1).index_select(0, position))
+            log_theta = as_wide(log_theta.reshape(-1).index_select(0, position))
             theta = log_theta.exp()
         return cls(position, x, theta, *_rising_factorial(x, theta, log_theta))
 
@@ -201,29 +192,24 @@ class _NonZeros(NamedTuple):
 def _rising_factorial(x: Tensor, theta: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor]:
     """``log Gamma(x + theta) - log Gamma(theta) - log x!`` for whole ``x > 0``, and its derivative by log theta.
 
-    The ratio is the product of ``(theta + j) / (1 + j)`` over ``j < x``: a count of one needs no gamma function at all.
-    Most counts are small, so a few factors, each for the counts it concerns, leave little to the gamma functions.
+    The ratio is the product of ``(theta + j) / (1 + j)`` over ``j < x``: small counts need no gamma function, whose
+    difference has few digits at a large theta. Which counts are small is not asked: that would wait for a GPU.
     """
     value, slope = log_theta.clone(), torch.ones_like(theta)  # j = 0
-    place = larger = _where(x > 1)
     for j in range(1, _N_FACTORS):
-        x, theta = x.index_select(0, larger), theta.index_select(0, larger)
-        factor = theta + j
-        value.index_add_(0, place, (factor / (j + 1)).log_())
-        slope.index_add_(0, place, theta / factor)
-        larger = _where(x > j + 1)
-        place = place.index_select(0, larger)
-    x, theta = x.index_select(0, larger), theta.index_select(0, larger)
-    first = theta + _N_FACTORS
+        factor, counted = theta + j, x > j
+        value += torch.where(counted, (factor / (j + 1)).log_(), 0)
+        slope += torch.where(counted, theta / factor, 0)
+    first, large = theta + _N_FACTORS, x > _N_FACTORS
     log_gammas = torch.lgamma(x + theta) - torch.lgamma(first) - torch.lgamma(x + 1) + math.lgamma(_N_FACTORS + 1)
-    value.index_add_(0, place, log_gammas)
-    slope.index_add_(0, place, theta * (torch.digamma(x + theta) - torch.digamma(first)))
+    value += torch.where(large, log_gammas, 0)
+    slope += torch.where(large, theta * (torch.digamma(x + theta) - torch.digamma(first)), 0)
     return value, slope
 
 
 def _at_nonzeros(at: _NonZeros, ratio: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Value and derivatives, by log mu, log theta and the dropout logits, of the non-zeros, each (nnz,)."""
-    ratio = _wide(ratio.view(-1).index_select(0, at.position).clamp_min_(_MIN_RATIO))  # E
+    ratio = as_wide(ratio.view(-1).index_select(0, at.position).clamp_min_(_MIN_RATIO))  # E
     t = torch.log1p(ratio)
     log_s = ratio.log().sub_(t)
     theta_t = t.mul_(at.theta)
@@ -233,16 +219,4 @@ def _at_nonzeros(at: _NonZeros, ratio: Tensor, c: Tensor | None) -> tuple[Tensor
     if c is None:
         return value, d_mean, d_theta, None
     c = c.reshape(-1).index_select(0, at.position)
-    return value.sub_(F.softplus(_wide(c))), d_mean, d_theta, c.sigmoid_().neg_()
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In ``float64``, or as it is on Apple's GPUs, which have none."""
-    return tensor if tensor.device.type == "mps" else tensor.double()
-
-
-def _where(mask: Tensor) -> Tensor:
-    """Indices at which a mask is true. NumPy finds them five times faster than PyTorch in an irregular mask."""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.nonzero().squeeze(1)
+    return value.sub_(F.softplus(as_wide(c))), d_mean, d_theta, c.sigmoid_().neg_()

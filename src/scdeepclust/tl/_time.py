@@ -60,7 +60,7 @@ def time_control(model: SOMVAE, *, n_permutations: int = 20, seed: int = 0) -> p
     cells = np.arange(model.adata.n_obs)
     time, trajectory = model._times(cells)
     points = None if are_sequences(time, trajectory) else model._denoised_points(cells)
-    cluster = model.module.node_cluster.cpu().numpy()[model._node_distances().argmin(dim=1).numpy()]
+    cluster = model.module.node_cluster.cpu().numpy()[model._nearest_nodes()]
 
     def statistics(times: np.ndarray) -> dict[str, float]:
         pairs = model._time_pairs(cells, points, times, trajectory)

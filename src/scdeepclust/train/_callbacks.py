@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -127,6 +128,8 @@ class RefreshTargets(Callback):
         labels = self.refresh()
         pl_module.train()
         change = float("nan") if self._labels is None else float((labels != self._labels).mean())
+        if trainer.world_size > 1:  # all stop, or none: rounding may differ between processes
+            change = float(trainer.strategy.reduce(torch.tensor(change, device=pl_module.device), reduce_op="mean"))
         pl_module.record({"label_change": change})
         trainer.should_stop |= change < self.tol
         self._labels = labels

@@ -12,6 +12,9 @@ from scvi.module.base import BaseModuleClass, LossOutput
 from scvi.train import TrainingPlan
 from torch import Tensor, nn
 
+# Steps after which a GPU is asked whether all losses were finite; to ask it at each would make it wait.
+LOOK_EVERY = 50
+
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the model keeps its last good state."""
@@ -78,6 +81,7 @@ class ClusteringPlan(TrainingPlan):
         self._values: dict[str, list[float]] = defaultdict(list)
         self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "validation": {}}
         self._good_state: dict[str, Tensor] = {}
+        self._first_bad_loss: Tensor | None = None  # on a GPU; 0 as long as all are finite
 
     @property
     def kl_weight(self) -> float:
@@ -110,9 +114,33 @@ class ClusteringPlan(TrainingPlan):
     def training_step(self, batch, batch_idx):
         """Loss of one minibatch; raises :class:`NonFiniteLossError` when it is not finite."""
         loss = self._loss(batch, "train")
-        if not torch.isfinite(loss):
-            self._restore_and_raise(loss)
+        if not self._looks_later:
+            if not torch.isfinite(loss):
+                self._restore_and_raise(loss)
+            return loss
+        bad = torch.where(torch.isfinite(loss), 0, loss).detach()
+        first = self._first_bad_loss
+        self._first_bad_loss = bad if first is None else torch.where(first == 0, bad, first)
+        if batch_idx % LOOK_EVERY == LOOK_EVERY - 1:
+            self._look_back()
         return loss
+
+    @property
+    def _looks_later(self) -> bool:
+        """Whether to look at a loss would wait for the device."""
+        return self.device.type != "cpu"
+
+    def _look_back(self) -> None:
+        """Raise if a loss since the last look was not finite."""
+        first, self._first_bad_loss = self._first_bad_loss, None
+        if first is not None and bool(first != 0):
+            self._restore_and_raise(first)
+
+    def on_before_optimizer_step(self, optimizer):
+        """Take no step along a loss that is not finite: until somebody looks, the culprit is to be told from others."""
+        if self._first_bad_loss is not None:
+            for gradient in (p.grad for p in self.module.parameters() if p.grad is not None):
+                gradient.masked_fill_(self._first_bad_loss != 0, 0)
 
     def validation_step(self, batch, batch_idx):
         """Loss of one held-out minibatch."""
@@ -125,7 +153,7 @@ class ClusteringPlan(TrainingPlan):
             "loss": output.loss * n,
             "reconstruction_loss": output.reconstruction_loss_sum,
             "kl_local": output.kl_local_sum,
-            "n": torch.tensor(float(n), device=output.loss.device),
+            "n": torch.full((), float(n), device=output.loss.device),
         }
         terms |= {name: value * n for name, value in output.extra_metrics.items()}
         sums = self._sums[mode]
@@ -141,9 +169,9 @@ class ClusteringPlan(TrainingPlan):
         totals = torch.stack([sums[name] for name in names])
         if self.trainer.world_size > 1:
             totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
-        n = totals[names.index("n")]
-        means = {name: float(total / n) for name, total in zip(names, totals, strict=True) if name != "n"}
+        means = dict(zip(names, (totals / totals[names.index("n")]).tolist(), strict=True))
         loss = means.pop("loss")
+        del means["n"]
         metrics = {f"{name}_{mode}": value for name, value in means.items()}
         metrics[f"elbo_{mode}"] = means["reconstruction_loss"] + means["kl_local"]
         metrics["train_loss" if mode == "train" else "validation_loss"] = loss
@@ -180,8 +208,9 @@ class ClusteringPlan(TrainingPlan):
 
     def on_train_epoch_end(self):
         """Log the epoch and remember the weights as the last good ones."""
+        self._look_back()
         self._log_epoch("train")
-        if all(torch.isfinite(p).all() for p in self.module.parameters()):
+        if torch.stack([torch.isfinite(p).all() for p in self.module.parameters()]).all():
             self._good_state = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
 
     def on_validation_epoch_end(self):

@@ -485,6 +485,6 @@ def test_noise_on_the_input_ends_where_the_clusters_begin():
     inputs = module._get_inference_input(minibatch())
     first, second = (module.inference(**inputs)["z_mean"] for _ in range(2))
     assert (first - second).abs().max() > 1e-3
-    module.mixture.initialised.fill_(True)
+    module.mixture.set_initialised(True)
     first, second = (module.inference(**inputs)["z_mean"] for _ in range(2))
     torch.testing.assert_close(first, second)

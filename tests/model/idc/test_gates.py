@@ -128,3 +128,29 @@ def test_gates_that_are_all_open_have_a_rate():
     assert rate.item() == pytest.approx(expected, rel=0.02)
     rate.backward()
     assert torch.isfinite(gates.grad).all()
+
+
+def test_processes_with_samples_of_their_own_keep_one_offset(monkeypatch):
+    """Each process sees its part; what it sends is replaced by the sum over both parts, as the other sees it too."""
+    from scdeepclust.model.idc import _gates
+
+    means = torch.randn(64, 50, generator=torch.Generator().manual_seed(0))
+    means[32:] += 1.0  # the two parts would drift apart
+    parts = means.split(32)
+    budgets = [GateBudget(sigma=0.5) for _ in parts]
+    sent = []
+    monkeypatch.setattr(_gates.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(_gates.dist, "get_world_size", lambda: 2)
+    for _ in range(60):
+        sent.clear()
+        offset = [budget.offset.clone() for budget in budgets]
+        monkeypatch.setattr(_gates.dist, "all_reduce", lambda values: sent.append(values.clone()))
+        for budget, part in zip(budgets, parts, strict=True):
+            budget(part, 12.0)
+        for budget, before, part in zip(budgets, offset, parts, strict=True):
+            budget.offset.copy_(before)
+            monkeypatch.setattr(_gates.dist, "all_reduce", lambda values: values.copy_(sum(sent)))
+            budget(part, 12.0)
+    assert budgets[0].offset == budgets[1].offset
+    level = expected_open(means - budgets[0].offset, 0.5).square().mean().sqrt()
+    assert level.item() == pytest.approx(12, rel=1e-3)

@@ -359,7 +359,7 @@ def three_facets(n_clusters=(3, 2, 4)) -> MFCVAEModule:
         for j, mixture in enumerate(module.mixtures):
             mixture.means.normal_()
             mixture.logits.normal_()
-            mixture.initialised.fill_(True)
+            mixture.set_initialised(True)
             module.set_fade(j, 1.0)
     return module.eval()
 
@@ -372,7 +372,7 @@ def test_the_dependence_is_a_sum_over_all_pairs_of_open_facets():
     torch.testing.assert_close(module.facet_dependence(q), hsic(a, b) + hsic(a, c) + hsic(b, c))
     module.close_facet(1)
     torch.testing.assert_close(module.facet_dependence(q), hsic(a, c))
-    module.mixtures[2].initialised.fill_(False)  # has not entered yet
+    module.mixtures[2].set_initialised(False)  # has not entered yet
     assert module.facet_dependence(q) == 0
 
 

@@ -134,12 +134,12 @@ def test_permutations_that_reach_the_observed_value_count_against_it(monkeypatch
     from scdeepclust.tl import _time
 
     time, trajectory = np.tile([0, 1, 2], 4), np.repeat(np.arange(4), 3)
-    cluster = torch.as_tensor(np.tile([0, 1, 2], 4))
+    cluster = np.tile([0, 1, 2], 4)
     model = SimpleNamespace(
         _check_if_trained=lambda warn: None,
         _setup_arg=lambda name: name,
         _times=lambda cells: (time, trajectory),
-        _node_distances=lambda: 1 - torch.eye(3)[cluster],
+        _nearest_nodes=lambda: cluster,
         _time_pairs=lambda cells, points, times, trajectory: cell_pairs(times, trajectory, np.zeros((12, 1))),
         adata=SimpleNamespace(n_obs=12),
         module=SimpleNamespace(node_cluster=torch.arange(3)),

@@ -100,7 +100,7 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
             labels = given_labels(self._init, self.adata.n_obs, n_clusters)[cells]
         order = np.argsort(-np.bincount(labels), kind="stable")
         labels = np.argsort(order)[labels]
-        self.initial_labels_ = labels.astype(str)
+        self.initial_labels_ = np.array([str(k) for k in range(len(order))])[labels]  # as wide as need be
         self._keep_n_clusters(len(order))
         return labels
 
@@ -152,9 +152,10 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
 
     @torch.inference_mode()
     def _denoised_blocks(self, cells: np.ndarray) -> Iterator[np.ndarray]:
+        batches = self.module.typical_batches()
         for tensors in self._minibatches(indices=cells):
             z = self._encode(tensors)["z_mean"]
-            yield self.module.denoised_expression(z, self.module.covariates(tensors)).cpu().numpy()
+            yield self.module.denoised_expression(z, self.module.covariates(tensors), batches).cpu().numpy()
 
     # -- clusters -----------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,9 @@ INPUT_BOUND = 10.0
 # Bounds of the log-variance of a posterior: exp() can neither overflow nor make a density infinite.
 LOG_VAR_MIN, LOG_VAR_MAX = -8.0, 4.0
 
+# Batches that expected expression is averaged over, at most.
+MAX_BATCHES = 8
+
 # Counts are scaled to this total before log1p, the convention of the field.
 TARGET_TOTAL = 1e4
 
@@ -234,16 +237,31 @@ class ClusteringModule(BaseModuleClass):
         heads = self.decoder(z, covariates)
         return {"heads": heads, "px": None if self.training else self.distribution(heads, log_library)}
 
-    def denoised_expression(self, z: Tensor, covariates: Covariates) -> Tensor:
+    def typical_batches(self) -> list[tuple[int, float]]:
+        """Code and weight of the batches that expression is averaged over: all, or the largest of more than 8.
+
+        A cell is decoded once for each, and fifty batches do not give another average than the eight largest of them.
+        """
+        weights = self.batch_frequencies.tolist()
+        used = [batch for batch, weight in enumerate(weights) if weight > 0]
+        if len(used) > MAX_BATCHES:
+            used = sorted(sorted(used, key=lambda batch: -weights[batch])[:MAX_BATCHES])
+            total = sum(weights[batch] for batch in used)
+            weights = [weight / total for weight in weights]
+        return [(batch, weights[batch]) for batch in used]
+
+    def denoised_expression(
+        self, z: Tensor, covariates: Covariates, batches: Sequence[tuple[int, float]] | None = None
+    ) -> Tensor:
         """Square root of the expected share of each gene, (B, G), averaged over the batches a cell could be of.
 
-        Euclidean distances here are Hellinger distances between the profiles of cells.
+        Euclidean distances here are Hellinger distances between the profiles of cells. ``batches`` are
+        :meth:`typical_batches`, for a caller with many minibatches: to ask for them waits for a GPU.
         """
         total = torch.zeros(len(z), self.n_input, device=z.device)
-        for batch, weight in enumerate(self.batch_frequencies.tolist()):
-            if weight > 0:
-                codes = torch.full_like(covariates.batch, batch)
-                total += weight * self._share(self.decoder(z, covariates._replace(batch=codes)).scores)
+        for batch, weight in self.typical_batches() if batches is None else batches:
+            codes = torch.full_like(covariates.batch, batch)
+            total += weight * self._share(self.decoder(z, covariates._replace(batch=codes)).scores)
         return total.sqrt()
 
     def _share(self, scores: Tensor) -> Tensor:

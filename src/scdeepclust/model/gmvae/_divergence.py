@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from scdeepclust.nn import diag_gaussian_log_prob
+from scdeepclust.nn import diag_gaussian_log_prob, full_precision
 
 PriorEstimator = Literal["exact", "analytic_kl"]
 
@@ -30,6 +30,7 @@ class MixtureDivergence(NamedTuple):
     log_r: Tensor  # (..., B, K)
 
 
+@full_precision
 def mixture_divergence(
     z: Tensor,
     z_mean: Tensor,

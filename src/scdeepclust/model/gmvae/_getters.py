@@ -58,14 +58,15 @@ class MixtureGetters(ModelPart):
         self._check_if_trained(warn=False)
         check_choice("latent", latent, ("z", "w") if self.module.n_w else ("z",))
         minibatches = self._minibatches(adata, indices, batch_size) if dataloader is None else dataloader
-        posteriors = [self._encode(to_device(tensors, self.device)) for tensors in minibatches]
-
-        def collect(name: str) -> np.ndarray:
-            return torch.cat([q[name] for q in posteriors]).float().cpu().numpy()
-
-        if return_dist:
-            return collect(f"{latent}_mean"), np.exp(collect(f"{latent}_log_var"))
-        return collect(f"{latent}_mean" if give_mean else latent)
+        mean, log_var = f"{latent}_mean", f"{latent}_log_var"
+        names = (mean, log_var) if return_dist else (mean if give_mean else latent,)
+        blocks: list[list[np.ndarray]] = [[] for _ in names]
+        for tensors in minibatches:
+            posterior = self._encode(to_device(tensors, self.device))  # holds the counts: not to be kept
+            for name, block in zip(names, blocks, strict=True):
+                block.append(posterior[name].float().cpu().numpy())
+        first, *others = map(np.concatenate, blocks)
+        return (first, np.exp(others[0])) if others else first
 
     @torch.inference_mode()
     def get_component_parameters(self, w: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -216,7 +216,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
             # the columns of new batches learn below the mixture of the reference, which stays what it is
             epochs = epochs_for_steps(400, n_train, batch_size, 100) if max_epochs is None else max_epochs
             return [Phase("query", epochs)]
-        has_clusters = bool(self.module.mixture.initialised)
+        has_clusters = self.module.mixture.is_initialised
         if isinstance(self.module, ScviGMVAEModule):
             if pretrain_epochs:
                 raise ValueError(f"`pretrain_epochs` must be 0 for networks of an scVI model; found {pretrain_epochs}.")
@@ -234,7 +234,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         ]
 
     def _forget_clusters(self, train_indices: np.ndarray) -> None:
-        self.module.mixture.initialised.fill_(False)
+        self.module.mixture.set_initialised(False)
 
     def _start_clusters(self, train_indices: np.ndarray) -> None:
         cells = np.sort(train_indices)

@@ -48,6 +48,7 @@ from scdeepclust.nn import (
     GaussianMixture,
     clamp_component_log_var,
     diag_gaussian_log_prob,
+    full_precision,
     standard_normal_kl,
 )
 
@@ -136,7 +137,7 @@ class GMVAEModule(ClusteringModule):
         log_library = self.log_library(counts, size_factor)
         u = self.network_input(counts, log_library)  # (B, G)
         # noise ends where clusters begin: probabilities would be those of noisy cells, and too low
-        u = u if self.mixture.initialised else self.with_noise(u)
+        u = u if self.mixture.is_initialised else self.with_noise(u)
         h = self.encode(u, covariates)  # (B, H)
         n_samples = n_samples or (self.n_samples if self.training else 1)
         outputs: dict[str, Any] = {"counts": counts, "log_library": log_library}
@@ -230,8 +231,10 @@ class GMVAEModule(ClusteringModule):
         """Log p(s | k) of the label s that each cell started with, (B, K); 0 where there is none."""
         if self.start_labels is None or not self.anchor:
             return 0.0
-        labels = self.start_labels[tensors[CELL_INDEX].to(self.start_labels.device)].to(self.mixture.logits.device)
-        is_start = nn.functional.one_hot(labels.clamp_min(0), self.n_clusters)  # (B, K)
+        cells = tensors[CELL_INDEX]
+        self.start_labels = self.start_labels.to(cells.device)
+        labels = self.start_labels[cells]
+        is_start = labels.unsqueeze(1) == torch.arange(self.n_clusters, device=cells.device)  # (B, K)
         log_p = ((1 - self.anchor) / self.n_clusters + self.anchor * is_start).log()
         return log_p * (labels >= 0).unsqueeze(1)
 
@@ -298,6 +301,7 @@ class GMVAEModule(ClusteringModule):
             self.style.select(order)
 
 
+@full_precision
 def _at(q: dict[str, Any], name: str, noise: Tensor) -> Tensor:
     """Draw of z or w that belongs to a draw of standard normal noise."""
     return q[f"{name}_mean"] + (q[f"{name}_log_var"] / 2).exp() * noise

@@ -17,17 +17,33 @@ rate reduction. NeurIPS.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from scdeepclust.nn import full_precision
+from scdeepclust.nn import as_double, full_precision
 
 
-def _half_log_det(gram: Tensor) -> tuple[Tensor, bool]:
-    """``log det(I + gram) / 2`` of symmetric positive semidefinite matrices, shape (...), and whether that worked."""
+def _half_log_det(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """``log det(I + gram) / 2`` of symmetric positive semidefinite matrices (...), and 0 for each that worked (...)."""
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     factor, info = torch.linalg.cholesky_ex(identity + gram)
-    return factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1), not bool(info.any())
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1), info
+
+
+def _first_that_works(rate: Callable[..., tuple[Tensor, Tensor]], *arguments: Tensor) -> Tensor:
+    """Rate in the precision of the arguments, or in ``float64``.
+
+    Where points are nearly the same and far from 0, the identity drowns in the rounding of ZZ'. A GPU would have to be
+    waited for to know, so it computes in ``float64`` at once.
+    """
+    first = arguments[0]
+    if first.device.type in ("cpu", "mps") and first.dtype != torch.float64:
+        value, info = rate(*arguments)
+        if not bool(info.any()):
+            return value
+    return rate(*map(as_double, arguments))[0].to(first)
 
 
 @full_precision
@@ -53,12 +69,12 @@ def coding_rate(z: Tensor, distortion: float = 0.1) -> Tensor:
     tensor(0.)
     """
     n, d = z.shape
-    gram = z.T @ z if d <= n else z @ z.T
-    rate, worked = _half_log_det(gram * (d / (n * distortion)))
-    if worked or z.dtype == torch.float64:
-        return rate
-    # where all points are nearly the same and far from 0, the identity drowns in the rounding of ZZ'
-    return coding_rate(z.double(), distortion).to(z.dtype)
+
+    def rate(z: Tensor) -> tuple[Tensor, Tensor]:
+        gram = z.T @ z if d <= n else z @ z.T
+        return _half_log_det(gram * (d / (n * distortion)))
+
+    return _first_that_works(rate, z)
 
 
 @full_precision
@@ -87,10 +103,12 @@ def compressed_rate(z: Tensor, memberships: Tensor, distortion: float = 0.1) -> 
     True
     """
     n, d = z.shape
-    outer = (z.unsqueeze(2) * z.unsqueeze(1)).flatten(1)  # (n, d * d)
-    sizes = memberships.sum(dim=0).clamp_min(torch.finfo(z.dtype).eps)  # (K,)
-    grams = (memberships.T @ outer).view(-1, d, d) * (d / (sizes * distortion)).view(-1, 1, 1)
-    rates, worked = _half_log_det(grams)
-    if worked or z.dtype == torch.float64:
-        return (sizes / n * rates).sum()
-    return compressed_rate(z.double(), memberships.double(), distortion).to(z.dtype)
+
+    def rate(z: Tensor, memberships: Tensor) -> tuple[Tensor, Tensor]:
+        outer = (z.unsqueeze(2) * z.unsqueeze(1)).flatten(1)  # (n, d * d)
+        sizes = memberships.sum(dim=0).clamp_min(torch.finfo(z.dtype).eps)  # (K,)
+        grams = (memberships.T @ outer).view(-1, d, d) * (d / (sizes * distortion)).view(-1, 1, 1)
+        rates, info = _half_log_det(grams)
+        return (sizes / n * rates).sum(), info
+
+    return _first_that_works(rate, z, memberships)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from scdeepclust.nn import full_precision, use_fast_linear
@@ -25,6 +26,7 @@ _LARGEST_STEP = 0.1
 _LEAST_SLOPE = 1.0
 
 
+@full_precision
 def draw_gates(mean: Tensor, sigma: float | None = None) -> Tensor:
     """Gates in [0, 1] from their means.
 
@@ -126,6 +128,8 @@ class GateBudget(nn.Module):
     A fixed price in the loss would have to be tuned to each data set; a price that is raised until enough gates are
     closed overshoots, because gates that are closed for good do not come back.
 
+    Of several processes, each with its own samples, all make the step of all samples together.
+
     Parameters
     ----------
     sigma
@@ -150,6 +154,7 @@ class GateBudget(nn.Module):
         self.sigma = sigma
         self.register_buffer("offset", torch.zeros(()))
 
+    @full_precision
     def forward(self, means: Tensor, wanted: float | None = None) -> Tensor:
         """Means less the offset, (B, D); ``wanted`` open gates a sample, or None to leave the offset as it is."""
         if wanted is None:
@@ -159,7 +164,16 @@ class GateBudget(nn.Module):
         level = n_open.square().mean().sqrt()
         with torch.no_grad():
             density = torch.exp(-shifted.square() / 2).sum(dim=-1) / (self.sigma * math.sqrt(2 * math.pi))  # (B,)
-            slope = (n_open * density).mean() / level
-            step = (level - wanted) / slope.clamp_min(torch.finfo(slope.dtype).tiny)
+            squared, tangent = _mean_over_processes(torch.stack([n_open.square().mean(), (n_open * density).mean()]))
+            slope = tangent / squared.sqrt()
+            step = (squared.sqrt() - wanted) / slope.clamp_min(torch.finfo(slope.dtype).tiny)
             self.offset.add_(step.clamp(-_LARGEST_STEP, _LARGEST_STEP))
         return means - self.offset - (level - level.detach()) / slope.clamp_min(_LEAST_SLOPE)
+
+
+def _mean_over_processes(values: Tensor) -> Tensor:
+    """Mean of what the processes of a distributed fit have; the values themselves in a single one."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return values
+    dist.all_reduce(values)
+    return values / dist.get_world_size()

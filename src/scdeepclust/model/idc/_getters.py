@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -104,9 +105,8 @@ class GateGetters(ModelPart):
             return self._latent(indices=cells)
         views = []
         for uses_gates in (True, False):
-            self.module.uses_gates = uses_gates
-            views.append(_unit_variance(self._denoised_points(cells)))
-        self.module.uses_gates = True
+            with _gates_in_use(self.module, uses_gates):
+                views.append(_unit_variance(self._denoised_points(cells)))
         return np.concatenate(views, axis=1)
 
     def sweep_n_clusters(self, numbers: Sequence[int]) -> pd.DataFrame:
@@ -167,6 +167,16 @@ class GateGetters(ModelPart):
                 "(`pretrain_epochs`), or with a smaller `target_sparsity`.",
                 stacklevel=2,
             )
+
+
+@contextmanager
+def _gates_in_use(module: Any, uses_gates: bool) -> Iterator[None]:
+    """Look through the gates or past them, and leave the module as it was, whatever happens meanwhile."""
+    before, module.uses_gates = module.uses_gates, uses_gates
+    try:
+        yield
+    finally:
+        module.uses_gates = before
 
 
 def _unit_variance(points: np.ndarray) -> np.ndarray:

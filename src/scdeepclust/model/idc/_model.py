@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Literal
 
 import numpy as np
@@ -182,9 +183,15 @@ class IDC(GateGetters, ClusteringModel):
         RuntimeError
             If the model is not trained.
         ValueError
-            If the number is below 2 or above the number of cells.
+            If the number is below 2 or above the number of cells. Whatever goes wrong, the model is as it was before.
         """
         self._check_if_trained(warn=False)
         check_n_clusters(n_clusters, self.adata.n_obs)
-        self.module.forget_clusters(n_clusters or 0)
-        self.train(max_epochs, pretrain_epochs=0, **train_kwargs)
+        arguments = {name: dict(values) for name, values in self.init_params_.items()}
+        before = self.__dict__ | {"module": deepcopy(self.module), "init_params_": arguments}
+        try:
+            self.module.forget_clusters(n_clusters or 0)
+            self.train(max_epochs, pretrain_epochs=0, **train_kwargs)
+        except BaseException:  # an interrupt too: without clusters, all probabilities would be NaN
+            self.__dict__.update(before)
+            raise

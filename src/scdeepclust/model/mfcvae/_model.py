@@ -143,7 +143,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
             epochs = epochs_for_steps(400, n_train, batch_size, 100) if max_epochs is None else max_epochs
             return [Phase("query", epochs)]
         others = range(1, self.module.n_facets)
-        has_clusters = bool(self.module.mixtures[0].initialised)
+        has_clusters = self.module.mixtures[0].is_initialised
         if pretrain_epochs is None:
             # a model that has clusters goes on from them
             steps = 1000 + 500 * len(others)
@@ -210,7 +210,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
 
     def _start_clusters(self, train_indices: np.ndarray) -> None:
         for j in range(1, self.module.n_facets):
-            if not self.module.mixtures[j].initialised:  # its phase was skipped
+            if not self.module.mixtures[j].is_initialised:  # its phase was skipped
                 self._enter_facet(j, train_indices)
                 self.module.set_fade(j, 1.0)
         cells = np.sort(train_indices)

@@ -44,6 +44,7 @@ from scdeepclust.nn import (
     Counts,
     Covariates,
     GaussianMixture,
+    full_precision,
     standard_normal_kl,
 )
 
@@ -52,6 +53,9 @@ from ._ladder import LadderBody, LadderEncoder
 
 # Nats per dimension that an entering facet may use at no cost.
 FREE_BITS = 0.25
+
+# Combinations of components of other facets that expected expression is averaged over, at most.
+MAX_COMBINATIONS = 8
 
 # Weight of the start groups of a further facet while it enters, in nats per nat of cross-entropy.
 GUIDE_WEIGHT = 10.0
@@ -137,13 +141,13 @@ class MFCVAEModule(ClusteringModule):
         log_library = self.log_library(counts, size_factor)
         u = self.network_input(counts, log_library)  # (B, G)
         # noise ends where clusters begin: a rare type whose noisy cells look like a large one would be lost to it
-        u = u if self.mixtures[0].initialised else self.with_noise(u)
+        u = u if self.mixtures[0].is_initialised else self.with_noise(u)
         features = self.encode(u, covariates)  # J of (B, H)
         moments = [head(h).chunk(2, dim=-1) for head, h in zip(self.heads, features, strict=True)]
         mean = torch.cat([m for m, _ in moments], dim=-1)  # (B, D)
         log_var = torch.cat([v for _, v in moments], dim=-1).clamp(LOG_VAR_MIN, LOG_VAR_MAX)
         shape = (n_samples, *mean.shape) if n_samples > 1 else mean.shape
-        z = mean + (log_var / 2).exp() * torch.randn(shape, device=mean.device)
+        z = _draw(mean, log_var, torch.randn(shape, device=mean.device))
         outputs = {"z": z, "z_mean": mean, "z_log_var": log_var, "features": features}
         return outputs | {"counts": counts, "log_library": log_library}
 
@@ -152,6 +156,7 @@ class MFCVAEModule(ClusteringModule):
         mean, log_var = inference_outputs["z_mean"], inference_outputs["z_log_var"]
         return mean.split(self.latent_sizes, dim=-1)[j], log_var.split(self.latent_sizes, dim=-1)[j]
 
+    @full_precision
     def log_responsibilities(self, inference_outputs: dict, j: int) -> Tensor:
         """Log of the component posterior r_j, (B, K_j): the maximiser of the bound."""
         mean, log_var = self.posterior(inference_outputs, j)
@@ -187,10 +192,11 @@ class MFCVAEModule(ClusteringModule):
             loss = loss + self.independence * self.n_input * extra["dependence"] + guidance
         return LossOutput(loss=loss, reconstruction_loss=reconstruction, kl_local=kl, extra_metrics=extra)
 
+    @full_precision
     def divergence(self, inference_outputs: dict, j: int) -> Tensor:
         """Divergence of facet j from its prior, (B,): the mixture, or N(0, I) before the mixture is started."""
         mean, log_var = self.posterior(inference_outputs, j)
-        if not self.mixtures[j].initialised:
+        if not self.mixtures[j].is_initialised:
             return standard_normal_kl(mean, log_var)
         negative_entropy = -0.5 * (log_var + math.log(2 * math.pi) + 1).sum(dim=-1)
         return negative_entropy - torch.logsumexp(self.mixtures[j].mean_log_joint(mean, log_var.exp()), dim=-1)
@@ -205,7 +211,8 @@ class MFCVAEModule(ClusteringModule):
         """Cross-entropy of the start groups of guided facets times their weights, mean over the cells."""
         total = inference_outputs["z_mean"].new_zeros(())
         for j, groups in self.guides.items():
-            group = groups[cells.to(groups.device)].to(total.device)
+            groups = self.guides[j] = groups.to(cells.device)
+            group = groups[cells]
             log_r = self.log_responsibilities(inference_outputs, j)
             log_own = log_r.gather(1, group.clamp_min(0).unsqueeze(1)).squeeze(1) * (group >= 0)
             total = total - (GUIDE_WEIGHT if j else self.anchor) * log_own.mean()
@@ -215,7 +222,7 @@ class MFCVAEModule(ClusteringModule):
 
     def open_facets(self) -> list[int]:
         """Facets that take part: the main one, and those that have been let into the decoder."""
-        return [0, *(j for j in range(1, self.n_facets) if self.mixtures[j].initialised and self.is_open(j))]
+        return [0, *(j for j in range(1, self.n_facets) if self.mixtures[j].is_initialised and self.is_open(j))]
 
     def is_open(self, j: int) -> bool:
         """Whether a facet has more than one cluster."""
@@ -226,19 +233,33 @@ class MFCVAEModule(ClusteringModule):
         body = cast(LadderBody, self.decoder.body)
         body.fade[j] = value if self.is_open(j) else 0.0
 
-    def denoised_expression(self, z: Tensor, covariates: Covariates) -> Tensor:
+    def denoised_expression(
+        self, z: Tensor, covariates: Covariates, batches: Sequence[tuple[int, float]] | None = None
+    ) -> Tensor:
         """Square root of the expected share of each gene, (B, G), averaged over batches and over the other facets."""
         codes = list(z.split(self.latent_sizes, dim=-1))
         others = self.open_facets()[1:]
         total = torch.zeros(len(z), self.n_input, device=z.device)
-        for combination in product(*(range(self.mixtures[j].n_components) for j in others)):
-            weight = torch.ones((), device=z.device)
+        for combination, weight in self._typical_combinations(others):
             for j, k in zip(others, combination, strict=True):
                 codes[j] = self.mixtures[j].means[k].expand_as(codes[j])
-                weight = weight * self.mixtures[j].log_weights[k].exp()
-            share = super().denoised_expression(torch.cat(codes, dim=-1), covariates).square()
+            share = super().denoised_expression(torch.cat(codes, dim=-1), covariates, batches).square()
             total += weight * share
         return total.sqrt()
+
+    def _typical_combinations(self, facets: Sequence[int]) -> list[tuple[tuple[int, ...], Tensor]]:
+        """Components of these facets with their joint weights: all, or the likeliest of more than can be decoded."""
+        found = []
+        for combination in product(*(range(self.mixtures[j].n_components) for j in facets)):
+            weight = torch.ones((), device=self.gene_mean.device)
+            for j, k in zip(facets, combination, strict=True):
+                weight = weight * self.mixtures[j].log_weights[k].exp()
+            found.append((combination, weight))
+        if len(found) <= MAX_COMBINATIONS:
+            return found
+        found = sorted(found, key=lambda pair: -float(pair[1]))[:MAX_COMBINATIONS]
+        total = sum(weight for _, weight in found)
+        return [(combination, weight / total) for combination, weight in found]
 
     @torch.no_grad()
     def open_facet(self, j: int, features: Tensor, groups: Tensor) -> None:
@@ -275,16 +296,22 @@ class MFCVAEModule(ClusteringModule):
         size = self.latent_sizes[j]
         self.mixtures[j] = GaussianMixture(1, size).to(self.gene_mean.device)
         self.mixtures[j].means.data.zero_()
-        self.mixtures[j].initialised.fill_(True)
+        self.mixtures[j].set_initialised(True)
         self.set_fade(j, 0.0)
 
     def forget_facets(self) -> None:
         """Start anew: no clusters, and all facets but the main one out of the decoder."""
         for j, mixture in enumerate(self.mixtures):
-            mixture.initialised.fill_(False)
+            mixture.set_initialised(False)
             if j:
                 self.set_fade(j, 0.0)
 
     def reorder_clusters(self, order: Tensor, j: int = 0) -> None:
         """Renumber the clusters of facet j: new cluster k is old cluster ``order[k]``."""
         self.mixtures[j].select(order)
+
+
+@full_precision
+def _draw(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
+    """Draw from a Gaussian that belongs to a draw of standard normal noise."""
+    return mean + (log_var / 2).exp() * noise

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from scdeepclust.nn import full_precision
+from scdeepclust.nn import as_double, full_precision
 
 # Rows of one block in `column_sums`: a block's distances stay in the cache for up to about a hundred clusters.
 _BLOCK_ROWS = 4096
@@ -95,7 +95,7 @@ def target_distribution(q: Tensor, column_sums: Tensor, balance: float = 1.0) ->
             [0.4909, 0.5091]])
     """
     # A cluster without any mass has q = 0 in every row; the floor keeps 0 / 0 out.
-    sizes = column_sums.to(q.dtype).clamp_min(torch.finfo(q.dtype).tiny)
+    sizes = column_sums.to(q).clamp_min(torch.finfo(q.dtype).tiny)
     log_weight = 2 * q.log() - balance * sizes.log()
     return torch.softmax(log_weight, dim=-1)
 
@@ -153,9 +153,11 @@ def column_sums(z: Tensor | Iterable[Tensor], centers: Tensor, scale: float | Te
     >>> column_sums(z, centers=z).round(decimals=4)
     tensor([1., 1.], dtype=torch.float64)
     """
-    sums = torch.zeros(len(centers), dtype=torch.float64, device=centers.device)
+    sums = as_double(torch.zeros(len(centers), device=centers.device))
     for block in [z] if isinstance(z, Tensor) else z:
         for rows in block.split(_BLOCK_ROWS):
             kernel = (_squared_distances(rows, centers) / scale).add_(1).reciprocal_()
-            sums += kernel.div_(kernel.sum(-1, keepdim=True)).sum(0, dtype=torch.float64)
+            kernel.div_(kernel.sum(-1, keepdim=True))
+            # a block is few enough rows for float32
+            sums += as_double(kernel.sum(0)) if kernel.device.type == "mps" else kernel.sum(0, dtype=torch.float64)
     return sums

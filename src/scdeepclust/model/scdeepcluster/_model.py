@@ -117,13 +117,15 @@ class SCDeepClusterModule(AutoencoderModule):
     def _targets(self, cells: Tensor, log_q: Tensor) -> Tensor:
         """Target distribution p (B, K): as stored (training cells only), or from the current q and the masses."""
         if self.targets is not None and self.training:
-            p = self.targets[cells.to(self.targets.device)].to(log_q.device)
+            self.targets = self.targets.to(cells.device)
+            p = self.targets[cells]
         else:
             p = target_distribution(log_q.detach().exp(), self.cluster_masses, self.balance)
         if self.start_labels is None:
             return p
-        labels = self.start_labels[cells.to(self.start_labels.device)].to(p.device)
-        start = nn.functional.one_hot(labels.clamp_min(0), self.n_clusters).to(p.dtype)
+        self.start_labels = self.start_labels.to(cells.device)
+        labels = self.start_labels[cells]
+        start = (labels.unsqueeze(1) == torch.arange(self.n_clusters, device=cells.device)).to(p.dtype)
         share = self.anchor * (labels >= 0).unsqueeze(1)
         return (1 - share) * p + share * start
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from scdeepclust._keys import ResultKeys
 from scdeepclust.model._base import Indices, ModelPart
 from scdeepclust.nn import Covariates
 
-from ._som import topographic_error
+from ._som import are_beside
 
 
 class MapGetters(ModelPart):
@@ -49,19 +50,22 @@ class MapGetters(ModelPart):
         """
         self._check_if_trained(warn=False)
         adata = self._validate_anndata(adata)
-        distances = self._node_distances(adata, indices, batch_size)
-        node = distances.argmin(dim=1)
         at, beside = self.module.grid.coordinates(), self.module.grid.adjacency(diagonal=True)
-        near = beside[node].float().scatter(1, node.unsqueeze(1), 1.0)
-        kernel = near / (1 + distances)
-        place = (kernel / kernel.sum(dim=1, keepdim=True)) @ at  # (n, 2)
+        parts = []
+        for distances in self._node_distances(adata, indices, batch_size):
+            node = distances.argmin(dim=1)
+            near = beside[node].float().scatter(1, node.unsqueeze(1), 1.0)
+            kernel = near / (1 + distances)
+            place = (kernel / kernel.sum(dim=1, keepdim=True)) @ at  # (B, 2)
+            parts.append((node, distances.amin(dim=1).sqrt(), place))
+        node, distance, place = map(torch.cat, zip(*parts, strict=True))
         row, column = at[node].long().T.numpy()
         return pd.DataFrame(
             {
                 "node": pd.Categorical.from_codes(node.numpy(), self.node_names),
                 "row": row,
                 "column": column,
-                "distance": distances.amin(dim=1).sqrt().numpy(),
+                "distance": distance.numpy(),
                 "x": place[:, 1].numpy(),
                 "y": place[:, 0].numpy(),
             },
@@ -69,10 +73,14 @@ class MapGetters(ModelPart):
         )
 
     @torch.inference_mode()
-    def _node_distances(self, adata=None, indices=None, batch_size=None) -> torch.Tensor:
-        """Squared distances of cells to nodes, (n, K), on the CPU."""
-        minibatches = self._minibatches(adata, indices, batch_size)
-        return torch.cat([self.module.distances(self._encode(t)["z_mean"]).float().cpu() for t in minibatches])
+    def _node_distances(self, adata=None, indices=None, batch_size=None) -> Iterator[torch.Tensor]:
+        """Squared distances of cells to nodes, (B, K), minibatch by minibatch, on the CPU."""
+        for tensors in self._minibatches(adata, indices, batch_size):
+            yield self.module.distances(self._encode(tensors)["z_mean"]).float().cpu()
+
+    def _nearest_nodes(self, adata=None) -> np.ndarray:
+        """Number of the nearest node of each cell, (n,)."""
+        return torch.cat([distances.argmin(dim=1) for distances in self._node_distances(adata)]).numpy()
 
     def get_som_map(self, adata: AnnData | None = None) -> pd.DataFrame:
         """The nodes of the map.
@@ -94,7 +102,7 @@ class MapGetters(ModelPart):
             If the model is not trained.
         """
         self._check_if_trained(warn=False)
-        hits = np.bincount(self._node_distances(adata).argmin(dim=1), minlength=len(self.node_names))
+        hits = np.bincount(self._nearest_nodes(adata), minlength=len(self.node_names))
         grid, codebook = self.module.grid, self.module.codebook.detach()
         apart = self.module.distances(codebook).clamp_min(0).sqrt().cpu()
         beside = grid.adjacency(diagonal=True)
@@ -154,14 +162,16 @@ class MapGetters(ModelPart):
         the mean squared distance to their mean); ``topographic_error``: share of the cells whose two nearest nodes are
         not among each other's eight neighbours; ``dead_nodes``: share of the nodes without cells.
         """
-        distances = self._node_distances(adata)
+        adjacency = self.module.grid.adjacency(diagonal=True)
+        parts = [(*d.min(dim=1), are_beside(d, adjacency)) for d in self._node_distances(adata)]
+        distance, node, beside = map(torch.cat, zip(*parts, strict=True))
         z = self._latent(adata)
         spread = float(np.sqrt(np.square(z - z.mean(axis=0)).sum(axis=1).mean()))
-        to_node = float((distances.amin(dim=1) * self.module.scale.cpu()).sqrt().mean())
-        hits = torch.bincount(distances.argmin(dim=1), minlength=distances.shape[1])
+        to_node = float((distance * self.module.scale.cpu()).sqrt().mean())
+        hits = torch.bincount(node, minlength=len(adjacency))
         return {
             "quantisation_error": to_node / max(spread, 1e-12),
-            "topographic_error": topographic_error(distances, self.module.grid.adjacency(diagonal=True)),
+            "topographic_error": 1 - beside.float().mean().item(),
             "dead_nodes": float((hits == 0).float().mean()),
         }
 

@@ -57,6 +57,9 @@ from ._transitions import TransitionGetters
 FOLDED = 0.3
 MANY_DEAD = 0.3
 
+# Cells whose nodes are summed at once, as a matrix of cells x nodes.
+BLOCK_ROWS = 16_384
+
 
 class SOMVAEModule(AutoencoderModule):
     """The equations of SOMVAE.
@@ -148,7 +151,8 @@ class SOMVAEModule(AutoencoderModule):
         nearest = self.distances(z.detach()).argmin(dim=1)
         if self.start_nodes is None:
             return nearest
-        start = self.start_nodes[cells.to(self.start_nodes.device)].to(z.device)
+        self.start_nodes = self.start_nodes.to(cells.device)
+        start = self.start_nodes[cells]
         return torch.where(start >= 0, start, nearest)
 
     def map_terms(self, z: Tensor, node: Tensor, cells: Tensor) -> dict[str, Tensor]:
@@ -158,12 +162,12 @@ class SOMVAEModule(AutoencoderModule):
         ``smoothness`` moves cells and nodes to where the cells before are expected to arrive.
         """
         to_node = (z - self.codebook[node].detach()).square().sum(dim=1)
-        squared = self.grid.squared_distances().to(z.device)
+        squared = self.grid.squared_distances(z.device)
         around = som_loss(self.distances(z.detach()), node, neighbourhood(squared, FINAL_RADIUS))
         terms = {"commitment": to_node.mean() / self.scale, "som": around.mean()}
         if self.arrivals is not None:
-            expected = self.arrivals[cells.to(self.arrivals.device)].to(z.device)  # (B, K)
-            terms["smoothness"] = arrival_loss(expected, self.distances(z)).mean()
+            self.arrivals = self.arrivals.to(cells.device)
+            terms["smoothness"] = arrival_loss(self.arrivals[cells], self.distances(z)).mean()
         return terms
 
     @torch.no_grad()
@@ -181,11 +185,15 @@ class SOMVAEModule(AutoencoderModule):
         n_clusters
             Number of clusters.
         """
-        one_hot = nn.functional.one_hot(node, grid.n_nodes).to(z.dtype)
+        cells, sums = z.new_zeros(grid.n_nodes), z.new_zeros(grid.n_nodes, z.shape[1])
+        for rows, nodes in zip(z.split(BLOCK_ROWS), node.split(BLOCK_ROWS), strict=True):
+            one_hot = nn.functional.one_hot(nodes, grid.n_nodes).to(z.dtype)
+            cells += one_hot.sum(dim=0)
+            sums += one_hot.T @ rows
         # so narrow a neighbourhood leaves a node that has cells where its cells are
-        weights = neighbourhood(grid.squared_distances().to(z.device), 0.25)
-        mass, sums = weights @ one_hot.sum(dim=0), weights @ (one_hot.T @ z)
-        codebook = sums / mass.clamp_min(1e-30).unsqueeze(1)
+        weights = neighbourhood(grid.squared_distances(z.device), 0.25)
+        mass = weights @ cells
+        codebook = weights @ sums / mass.clamp_min(1e-30).unsqueeze(1)
         self.grid = grid
         self.codebook = nn.Parameter(codebook)
         self.node_cluster = node_cluster
@@ -338,10 +346,9 @@ class SOMVAE(TransitionGetters, MapGetters, ClusteringModel):
         return node
 
     def _end_training(self, train_indices: np.ndarray) -> None:
-        self.module.arrivals = self.module.start_nodes = None
         if not self._keeps_reference_clusters:
             self._refresh_map()
-        self._pairs = None
+        self.module.arrivals = self.module.start_nodes = self._pairs = None
         super()._end_training(train_indices)
 
     def _warn_if_degenerate(self, probabilities: np.ndarray) -> None:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scdeepclust.nn import full_precision
+
 
 class Grid(NamedTuple):
     """A rectangular grid of nodes without wrap-around; node k lies in row ``k // n_cols`` and column ``k % n_cols``.
@@ -31,14 +33,15 @@ class Grid(NamedTuple):
         """Number of nodes, K."""
         return self.n_rows * self.n_cols
 
-    def coordinates(self) -> Tensor:
+    def coordinates(self, device: torch.device | None = None) -> Tensor:
         """Row and column of each node, (K, 2) float32."""
-        row, col = torch.meshgrid(torch.arange(self.n_rows), torch.arange(self.n_cols), indexing="ij")
+        sides = (torch.arange(side, device=device) for side in self)
+        row, col = torch.meshgrid(*sides, indexing="ij")
         return torch.stack([row.flatten(), col.flatten()], dim=1).float()
 
-    def squared_distances(self) -> Tensor:
+    def squared_distances(self, device: torch.device | None = None) -> Tensor:
         """Squared distances of the nodes on the grid, (K, K)."""
-        at = self.coordinates()
+        at = self.coordinates(device)
         return (at.unsqueeze(1) - at.unsqueeze(0)).square().sum(dim=2)
 
     def adjacency(self, diagonal: bool = False) -> Tensor:
@@ -55,6 +58,7 @@ def neighbourhood(squared_distances: Tensor, radius: float) -> Tensor:
     return torch.softmax(-squared_distances / (2 * radius**2), dim=1)
 
 
+@full_precision
 def node_distances(z: Tensor, codebook: Tensor) -> Tensor:
     """Squared Euclidean distances of latent codes (..., D) to the nodes (K, D), shape (..., K)."""
     cross = z @ codebook.T
@@ -62,6 +66,7 @@ def node_distances(z: Tensor, codebook: Tensor) -> Tensor:
     return squared.clamp_min(0)
 
 
+@full_precision
 def som_loss(distances: Tensor, node: Tensor, weights: Tensor) -> Tensor:
     """Mean squared distance of each cell to the nodes around its own, (B,).
 
@@ -87,13 +92,19 @@ def topographic_error(distances: Tensor, adjacency: Tensor) -> float:
     adjacency
         Neighbours (K, K), usually all eight around a node.
     """
+    return 1 - are_beside(distances, adjacency).float().mean().item()
+
+
+def are_beside(distances: Tensor, adjacency: Tensor) -> Tensor:
+    """Whether the two nearest nodes of each cell are neighbours, (B,) bool; arguments of :func:`topographic_error`."""
     first, second = distances.topk(2, dim=1, largest=False).indices.unbind(dim=1)
-    return 1 - adjacency[first, second].float().mean().item()
+    return adjacency[first, second]
 
 
 # -- transitions ------------------------------------------------------------------------------------------------------
 
 
+@full_precision
 def arrival_loss(expected: Tensor, distances: Tensor) -> Tensor:
     """Cross-entropy between where each cell is expected and where it is, (B,).
 

@@ -20,6 +20,9 @@ Level = Literal["node", "cluster"]
 # Transitions that start at a node are too few to speak of below this number.
 MIN_COUNT = 5.0
 
+# Cells whose expected arrivals are computed at once, in double precision.
+BLOCK_ROWS = 4096
+
 
 class TransitionGetters(ModelPart):
     """Registration of time, and getters of :class:`SOMVAE` about its transitions."""
@@ -126,9 +129,13 @@ class TransitionGetters(ModelPart):
         self.transition_counts_ = count_pairs(self._pairs, node, n_nodes)
         transitions = smoothed_transitions(torch.as_tensor(self.transition_counts_), 1.0).numpy()
         # the sum of the weights is that of the cells: the mean over a minibatch is then one over pairs
-        weights = self._pairs.T * (len(node) / max(self._pairs.sum(), 1e-12))
-        arrivals = torch.zeros(self.adata.n_obs, n_nodes)
-        arrivals[np.sort(self.train_indices)] = torch.as_tensor(weights @ transitions[node], dtype=torch.float32)
+        weights = csr_matrix(self._pairs.T * (len(node) / max(self._pairs.sum(), 1e-12)))
+        # of the cells before a cell only the nodes matter
+        nodes_before = csr_matrix((weights.data, node[weights.indices], weights.indptr), (len(node), n_nodes))
+        arrivals, cells = torch.zeros(self.adata.n_obs, n_nodes), np.sort(self.train_indices)
+        for start in range(0, len(cells), BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
+            arrivals[cells[rows]] = torch.as_tensor(nodes_before[rows] @ transitions, dtype=torch.float32)
         self.module.arrivals = arrivals
 
     # -- getters ------------------------------------------------------------------------------------------------------
