@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from scdeepclust.tl._compare import compare
+from scdeepclust.tl._comparison import Comparison, read_comparison
 from scdeepclust.tl._consensus import consensus
 from scdeepclust.tl._facets import facet_report
 from scdeepclust.tl._gate_scores import gate_curves, score_gates
@@ -12,12 +14,15 @@ from scdeepclust.tl._score import score_clusters
 from scdeepclust.tl._time import time_control
 
 __all__ = [
+    "Comparison",
     "benchmark_integration",
+    "compare",
     "consensus",
     "estimate_n_clusters",
     "facet_report",
     "gate_curves",
     "rank_gates",
+    "read_comparison",
     "score_clusters",
     "score_gates",
     "time_control",
