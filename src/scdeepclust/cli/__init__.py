@@ -6,6 +6,8 @@ Only typer and rich are imported at the top of these files, so that ``--help`` a
 from ._app import app
 from ._benchmark import benchmark
 from ._cluster import cluster
+from ._compare import compare
 from ._demo import demo
+from ._report import report
 
-__all__ = ["app", "benchmark", "cluster", "demo"]
+__all__ = ["app", "benchmark", "cluster", "compare", "demo", "report"]

@@ -10,6 +10,7 @@ from scdeepclust.tl._gate_scores import gate_curves, score_gates
 from scdeepclust.tl._gates import rank_gates
 from scdeepclust.tl._integration import benchmark_integration
 from scdeepclust.tl._n_clusters import estimate_n_clusters
+from scdeepclust.tl._report import report
 from scdeepclust.tl._score import score_clusters
 from scdeepclust.tl._time import time_control
 
@@ -23,6 +24,7 @@ __all__ = [
     "gate_curves",
     "rank_gates",
     "read_comparison",
+    "report",
     "score_clusters",
     "score_gates",
     "time_control",

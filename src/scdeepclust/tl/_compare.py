@@ -137,7 +137,7 @@ def compare(
             tries = 0 if len(left) < len(missing) else tries + 1
             if left and tries == _TRIES:
                 raise RuntimeError(
-                    f"{len(left)} runs were lost {_TRIES} times, such as {left[0].runs[0].name}: is there enough memory "
+                    f"{len(left)} runs were lost {_TRIES} times, such as {left[0].runs[0].name}: is memory enough "
                     f"for `n_jobs`={n_jobs} at once, and do all workers see {folder}? The finished runs are kept."
                 ) from lost
     return read_comparison(folder)
@@ -292,7 +292,14 @@ def _progress(files: list[Path], shown: bool) -> Iterator[None]:
         yield
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console, stop = Console(stderr=True), threading.Event()
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -230,7 +230,7 @@ def rare_types(labels) -> list[str]:
 
 
 def batch_mixing(points: np.ndarray, batch: np.ndarray) -> float:
-    """iLISI of scib-metrics, 0 (every neighbour is of the own batch) to 1, on at most :data:`MIXING_CELLS` cells."""
+    """The iLISI of scib-metrics, 0 (all neighbours are of the own batch) to 1, on at most :data:`MIXING_CELLS` cells."""
     import scib_metrics
 
     from scdeepclust.tl._integration import _neighbors
@@ -282,7 +282,7 @@ def _save(folder: Path, run: Run, result: Result, scores: dict, seconds: float, 
     }
     names, codes = np.unique(result["labels"], return_inverse=True)
     order = np.argsort(names.astype(int))
-    arrays = {"names": names[order], "codes": np.argsort(order)[codes].astype(np.int32)}
+    arrays: dict[str, Any] = {"names": names[order], "codes": np.argsort(order)[codes].astype(np.int32)}
     arrays |= {name: np.asarray(result[name], np.float32) for name in ("confidence", "embedding") if name in result}
     buffer = io.BytesIO()
     np.savez(buffer, about=np.array(json.dumps(about)), **arrays)

@@ -217,5 +217,3 @@ def read_comparison(folder: str | Path) -> Comparison:
     found = {path.stem: path for path in sorted(folder.glob("runs/*.npz")) if not path.name.startswith(".")}
     wanted = [name for name in about["runs"] if name in found]
     return Comparison(folder, about, {name: found[name] for name in wanted})
-
-
