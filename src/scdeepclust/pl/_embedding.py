@@ -7,7 +7,9 @@ import pandas as pd
 
 from scdeepclust._keys import ResultKeys
 from scdeepclust.pl._style import (
+    DOUBT,
     LONGEST_ON_PLOT,
+    SURE,
     Panels,
     categories,
     category_colors,
@@ -148,10 +150,9 @@ def overview(
 def draw_confidence(adata: AnnData, key: str, basis: str, ax: Axes) -> None:
     """Cells coloured by their confidence, on a scale from the lowest but for a few to 1."""
     xy, certainty = coordinates(adata, basis), adata.obs[ResultKeys(key).confidence].to_numpy(dtype=float)
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
+    from matplotlib.colors import LinearSegmentedColormap
 
-    colors = ListedColormap(colormaps["viridis"](np.linspace(0, 0.88, 256)))  # its yellow cannot be seen on white
+    colors = LinearSegmentedColormap.from_list("confidence", [DOUBT, SURE])
     order = np.argsort(-certainty, kind="stable")  # doubtful cells on top: they are few
     lowest = min(float(np.nanquantile(certainty, _FEW_DOUBTS)), 0.99)
     points = ax.scatter(

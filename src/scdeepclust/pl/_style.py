@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, told apart with every kind of colour vision, without its yellow (too pale on white).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
 
+# From doubtful or little to sure or much, seen on white and on black.
+DOUBT, SURE = PALETTE[1], "#9DB4C0"
+
 # Characters of a name; longer ones would hide what they name, and go into a legend.
 LONGEST_ON_PLOT = 8
 

@@ -230,7 +230,7 @@ def rare_types(labels) -> list[str]:
 
 
 def batch_mixing(points: np.ndarray, batch: np.ndarray) -> float:
-    """The iLISI of scib-metrics, 0 (all neighbours are of the own batch) to 1, on at most :data:`MIXING_CELLS` cells."""
+    """The iLISI of scib-metrics, 0 (all neighbours are of the own batch) to 1, of :data:`MIXING_CELLS` cells."""
     import scib_metrics
 
     from scdeepclust.tl._integration import _neighbors

@@ -192,7 +192,7 @@ class Facts:
                 yield f"is not found again in {others} (overlap {row[f'again in {others}']:.2f})"
 
     def _lacks(self, name: str) -> list[str]:
-        """Batches with a large part of the cells of which a cluster has less than a tenth of what it would by chance."""
+        """Batches of which a cluster has less than a tenth of what it would by chance, if they are many cells."""
         assert self.batches is not None
         usual, own = self.batches.loc["all cells"], self.batches.loc[name]
         lacking = list(usual.index[own < usual / 10])

@@ -11,7 +11,7 @@ import pandas as pd
 from scdeepclust._keys import ResultKeys
 from scdeepclust.pl._embedding import draw_categories, draw_confidence
 from scdeepclust.pl._report._svg import Picture, picture
-from scdeepclust.pl._style import LONGEST_ON_PLOT, PALETTE
+from scdeepclust.pl._style import DOUBT, LONGEST_ON_PLOT, PALETTE, SURE
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -67,7 +67,7 @@ def maps(facts: Facts) -> Iterator[Picture]:
         yield picture(
             lambda: _on_square(lambda ax: draw_confidence(drawn, facts.key, "X_umap", ax), 4.8),
             f"UMAP of the cells coloured by confidence, from {lowest} to 1",
-            "Confidence: dark cells could as well be in another cluster",
+            "Confidence: orange cells could as well be in another cluster",
         )
     if facts.batch_key is not None:
         yield _map(
@@ -118,6 +118,7 @@ def sizes(facts: Facts) -> Picture:
 def dots(facts: Facts) -> Picture | None:
     """Dot plot of the best genes of each cluster."""
     import scanpy as sc
+    from matplotlib.colors import LinearSegmentedColormap
 
     from scdeepclust.tl._counts import log_normalised
     from scdeepclust.train import one_thread
@@ -134,9 +135,10 @@ def dots(facts: Facts) -> Picture | None:
     logged.obs[facts.key] = logged.obs[facts.key].astype(facts.labels.dtype)
 
     def draw() -> Any:
+        colors = LinearSegmentedColormap.from_list("expression", [SURE, DOUBT])
         size = (1.6 + 0.36 * n_clusters + 1.5, 0.9 + 0.24 * len(best))
         plot = sc.pl.DotPlot(logged, genes, facts.key, standard_scale="var", figsize=size)
-        plot.swap_axes().style(cmap="viridis_r").legend(
+        plot.swap_axes().style(cmap=colors).legend(
             colorbar_title="mean expression,\nshare of the largest", size_title="cells with a\ncount (%)", width=1.5
         )
         main = plot.get_axes()["mainplot_ax"]

@@ -136,7 +136,7 @@ def _lead(facts: Facts) -> str:
 def _sections(facts: Facts) -> Iterator[Section]:
     """All sections that there is something to say in; one function each."""
     makers = (
-        _clusters, _maps, _comparison, _markers, _batches, _types, _system, _tree, _uncertain, _done, _reproduce
+        _comparison, _clusters, _maps, _markers, _batches, _types, _system, _tree, _uncertain, _done, _reproduce,
     )  # fmt: skip
     for make in makers:
         section = make(facts)
