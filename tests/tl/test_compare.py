@@ -193,32 +193,31 @@ def test_rare_types_are_those_below_one_percent_or_the_rarest():
     assert _compare_runs.rare_types(labels[:990]) == ["b"]
 
 
-def _die_once(folder, job, options):
-    """A worker that is killed at its first run, as by a machine that runs out of memory."""
-    from pathlib import Path
-
-    mark = Path(folder) / "died"
-    if not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    _compare_runs.run_job(folder, job, options)
-
-
-def _die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_runs_of_a_killed_worker_are_tried_again(compared, tmp_path, monkeypatch):
     adata, _, options, _ = compared
-    options = options | {"models": [], "seeds": 2, "n_jobs": 2}
-    monkeypatch.setattr(_compare, "run_job", _die_once)
+    options = options | {"models": [], "seeds": 2, "n_jobs": 2, "batch_key": None}
+    mark = tmp_path / "died"
+
+    def die_once(folder, job, options):  # as by a machine that runs out of memory
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        _compare_runs.run_job(folder, job, options)
+
+    monkeypatch.setattr(_compare, "run_job", die_once)
     result = sdc.tl.compare(adata, tmp_path / "new", **options)
-    assert (tmp_path / "new" / "died").exists()
+    assert mark.exists()
     assert not result.missing
-    monkeypatch.setattr(_compare, "run_job", _die)
+
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(_compare, "run_job", die)
     with pytest.raises(RuntimeError, match="runs were lost 3 times"):
         sdc.tl.compare(adata, tmp_path / "new", **(options | {"seeds": 3}))
-    assert len(sdc.tl.read_comparison(tmp_path / "new").files) == len(result.files)  # those that were there stay
+    kept = sdc.tl.read_comparison(tmp_path / "new")
+    assert list(kept.files) == list(result.files)  # those that were there stay
+    assert len(kept.missing) == 3
 
 
 def test_a_file_is_complete_or_not_there(tmp_path, monkeypatch):

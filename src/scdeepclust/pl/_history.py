@@ -107,6 +107,7 @@ def _telling(curves: dict[str, list[tuple[str, pd.Series]]]) -> list[str]:
         values = np.concatenate([curve.to_numpy() for _, curve in parts])
         low, high = np.nanmin(values), np.nanmax(values)
         course = [(mode, (curve - low) / (high - low)) for mode, curve in parts]
+        course.sort(key=lambda part: (part[0], part[1].index[0]))
         if not any(_same_course(course, other) for other in told):
             told.append(course)
             names.append(name)

@@ -206,12 +206,21 @@ def _scores(adata: AnnData, result: Result, options: dict[str, Any]) -> dict[str
     if label_key is not None:
         scores |= _label_scores(adata, result["labels"], label_key)
     if options["scib"]:
-        from scdeepclust.tl._integration import benchmark_integration
-
-        adata = type(adata)(obs=adata.obs, obsm={"X": result["embedding"]})
-        table = benchmark_integration(adata, ["X"], batch_key=batch_key, label_key=label_key)
-        scores |= table.loc["X"].dropna().to_dict()
+        scores |= _scib_scores(adata, result["embedding"], batch_key, label_key)
     return {name: float(value) for name, value in scores.items()}
+
+
+def _scib_scores(adata: AnnData, points: np.ndarray, batch_key: str, label_key: str) -> dict[str, float]:
+    """As in `benchmark_integration`, of a sample of the cells with a label."""
+    import pandas as pd
+
+    from scdeepclust.tl import _integration
+
+    known = np.flatnonzero(adata.obs[label_key].notna())
+    types, batch = (adata.obs[key].iloc[known].astype(str).to_numpy() for key in (label_key, batch_key))
+    chosen = _integration._stratified(types, batch, MIXING_CELLS)
+    scores = _integration._scores(points[known[chosen]], types[chosen], batch[chosen])
+    return _integration._with_totals(pd.DataFrame([scores], dtype=float)).iloc[0].dropna().to_dict()
 
 
 def _label_scores(adata: AnnData, labels: np.ndarray, label_key: str) -> dict[str, float]:
