@@ -71,8 +71,8 @@ def benchmark_integration(
     ``KMeans ARI``, ``Silhouette label``, ``cLISI``), batch correction (``BRAS``, ``iLISI``, ``KBET``,
     ``Graph connectivity``), their means ``Bio conservation`` and ``Batch correction``, and ``Total``, 0.6 of the first
     plus 0.4 of the second. Then for comparison, in no mean: ``Silhouette batch``, which rewards embeddings that mix
-    cell types too, and ``Own ARI`` and ``Own NMI`` of the cluster labels, of all cells. A score that cannot be computed,
-    for example because a batch is too small, is missing for all embeddings alike, with a warning.
+    cell types too, and ``Own ARI`` and ``Own NMI`` of the cluster labels, of all cells. A score that cannot be
+    computed, for example because a batch is too small, is missing for all embeddings alike, with a warning.
 
     Raises
     ------

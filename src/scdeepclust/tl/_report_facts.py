@@ -23,7 +23,8 @@ LOW_CONFIDENCE = 0.6
 ONE_BATCH, USUAL_SHARE = 0.9, 0.7
 MIXED_TYPES = 0.6
 FOUND_AGAIN = 0.5
-# A gene that marks a cluster: log2 fold change, and share of its cells with a count.
+# A gene that marks a cluster: log2 fold change to the cluster in which it is highest but for this one, and share of its
+# cells with a count. The fold change to all other cells says nothing where a cluster was split in two.
 MARKER_FOLD, MARKER_SHARE = 1.0, 0.25
 # Genes looked at, and how much larger the share of cells with a count is for a gene that comes first.
 N_MARKERS, SPECIFIC = 50, 0.25
@@ -85,7 +86,8 @@ class Facts:
         from scdeepclust.tl._counts import log_normalised
         from scdeepclust.train import one_thread
 
-        columns = ["cluster", "gene", "log2_fold_change", "share_in_cluster", "share_elsewhere"]
+        folds = ["log2_fold_change", "fold_to_next"]
+        columns = ["cluster", "gene", *folds, "share_in_cluster", "share_elsewhere"]
         sizes = self.labels.value_counts()
         groups = [name for name in self.labels.cat.categories if sizes[name] >= 2]
         if len(sizes) < 2 or not groups:
@@ -100,12 +102,27 @@ class Facts:
             table.insert(0, "group", groups[0])
         names = {"group": "cluster", "names": "gene", "logfoldchanges": "log2_fold_change"}
         names |= {"pct_nz_group": "share_in_cluster", "pct_nz_reference": "share_elsewhere"}
-        table = table.rename(columns=names)[columns]
+        table = table.rename(columns=names)
+        table["fold_to_next"] = self._fold_to_next(logged, table["cluster"].astype(str), table["gene"])
+        table = table[columns]
         table = table[(table["log2_fold_change"] > 0) & (table["share_in_cluster"] >= MARKER_SHARE)]
         common = table["share_in_cluster"] - table["share_elsewhere"] < SPECIFIC
         place = pd.Series(np.arange(len(table)), table.index)
         order = np.lexsort([place, common, table["cluster"].astype(self.labels.dtype).cat.codes])
         return table.iloc[order].groupby("cluster", sort=False, observed=True).head(N_MARKERS)
+
+    def _fold_to_next(self, logged: AnnData, clusters: pd.Series, genes: pd.Series) -> np.ndarray:
+        """For pairs of cluster and gene, log2 of the mean over that of the highest other cluster."""
+        from scipy.sparse import csr_matrix
+
+        codes = self.labels.cat.codes.to_numpy()
+        member = csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
+        means = np.expm1((member @ logged.X).toarray() / np.bincount(codes)[:, None]) + 1e-9
+        column, row = logged.var_names.get_indexer(genes), self.labels.cat.categories.get_indexer(clusters)
+        others = means[:, column]
+        own = others[row, np.arange(len(row))]
+        others[row, np.arange(len(row))] = 0
+        return np.log2(own / others.max(axis=0))
 
     @cached_property
     def batches(self) -> pd.DataFrame | None:
@@ -185,8 +202,8 @@ class Facts:
         if row.get("share of type", 1.0) < MIXED_TYPES:
             yield f"mixes known types: {row['share of type']:.0%} are {row['largest type']}"
         own = self.markers[self.markers["cluster"] == name]
-        if not (own["log2_fold_change"] >= MARKER_FOLD).any():
-            yield "has no gene that marks it"
+        if not (own["fold_to_next"] >= MARKER_FOLD).any():
+            yield "has no gene that marks it against all other clusters"
         for others in ("other seeds", "other methods"):
             if row.get(f"again in {others}", 1.0) < FOUND_AGAIN:
                 yield f"is not found again in {others} (overlap {row[f'again in {others}']:.2f})"

@@ -169,12 +169,15 @@ def _markers(facts: Facts) -> Section | None:
     words = (
         "Genes that are higher in a cluster than in all other cells (t statistic of log-normalised counts, found in at "
         "least a quarter of its cells), first those that many of the other cells lack. No p values: clusters made from "
-        "these genes differ in them whatever the truth."
+        "these genes differ in them whatever the truth. Log2 fold changes are those to all other cells, and to the "
+        "cluster in which the gene is highest but for this one; shares are of cells with a count."
     )
     picture = _figures.dots(facts)
+    shown = {"log2_fold_change": "log2 fold", "fold_to_next": "to the next", "share_in_cluster": "in cluster"}
+    shown |= {"share_elsewhere": "elsewhere"}
     table = Table(
-        "Genes", best, f"The {few} best of each cluster; the csv has up to {N_MARKERS}.",
-        bars=("share_in_cluster", "share_elsewhere"), whole=facts.markers.set_index("cluster"),
+        "Genes", best.rename(columns=shown), f"The {few} best of each cluster; the csv has up to {N_MARKERS}.",
+        bars=("in cluster", "elsewhere"), whole=facts.markers.set_index("cluster"),
     )  # fmt: skip
     return Section("Genes of the clusters", [words], [picture] if picture else [], [table])
 
