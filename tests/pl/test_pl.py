@@ -57,18 +57,18 @@ def lines(ax):
 
 def test_history_counts_epochs_through_the_phases(trained):
     axes = pl.history(trained)
-    assert [ax.get_title() for ax in axes] == ["loss", "clustering_kl", "lr"]
-    assert lines(axes[0]) == {
+    assert list(axes) == [ax.get_title() for ax in axes.values()] == ["loss", "clustering_kl"]
+    assert lines(axes["loss"]) == {
         ((1, 2, 3, 4), (9.0, 8.0, 7.0, 6.0)),
         ((5, 6), (5.0, 4.0)),
         ((1, 2, 3, 4), (9.5, 8.5, 7.5, 6.5)),
         ((5, 6), (5.5, 4.5)),
     }
-    assert lines(axes[1]) == {((5, 6), (0.3, 0.2))}
+    assert lines(axes["clustering_kl"]) == {((5, 6), (0.3, 0.2))}
 
 
 def test_history_tells_phases_and_held_out_cells_apart(trained):
-    loss, _, lr = pl.history(trained)
+    loss, lr = pl.history(trained, ["loss", "lr"]).values()
     assert [(text.get_text(), text.get_position()[0]) for text in loss.texts] == [
         ("pretrain", 2.5),
         ("clustering", 5.5),
@@ -81,10 +81,39 @@ def test_history_tells_phases_and_held_out_cells_apart(trained):
     assert lr.get_legend() is None
 
 
+def test_history_leaves_out_what_is_flat_or_told_already(trained):
+    """Flat in every phase, or the course of an earlier panel up to offset and scale; unless it is asked for."""
+    loss = trained.history["train_loss"].iloc[:, 0]
+    trained.history |= {
+        "weight": pd.DataFrame({"weight": [1.0, 1.0]}),
+        "elbo_train": pd.DataFrame({"elbo_train": 3 * loss + 100}),
+        "elbo_validation": pd.DataFrame({"elbo_validation": 3 * trained.history["validation_loss"].iloc[:, 0] + 100}),
+        "entropy_train": pd.DataFrame({"entropy_train": -loss}),
+    }
+    for mode in ("train", "validation"):
+        first = trained.history[f"pretrain_{mode}_loss"].iloc[:, 0]
+        trained.history[f"pretrain_elbo_{mode}"] = pd.DataFrame({"e": 3 * first + 100})
+    assert list(pl.history(trained)) == ["loss", "clustering_kl", "entropy"]
+    assert list(pl.history(trained, ["lr", "elbo", "weight"])) == ["lr", "elbo", "weight"]
+    trained.history = {"lr": pd.DataFrame({"lr": [0.1, 0.1]})}
+    assert list(pl.history(trained)) == ["lr"]  # nothing else to show
+
+
+def test_history_shows_what_happens_after_a_steep_start(trained):
+    trained.phases_ = [("fit", 50)]
+    values = np.r_[1000.0, np.linspace(3, 2, 49)]
+    trained.history = {"elbo_train": pd.DataFrame({"elbo_train": values})}
+    low, high = pl.history(trained)["elbo"].get_ylim()
+    assert low < 2
+    assert 3 < high < 4
+    trained.history = {"elbo_train": pd.DataFrame({"elbo_train": np.linspace(10, 2, 50)})}
+    assert pl.history(trained)["elbo"].get_ylim()[1] > 10  # no steep start: all of it
+
+
 def test_history_of_a_model_with_one_phase(trained):
     trained.phases_ = [("clustering", 2)]
     trained.history = {"elbo_train": pd.DataFrame({"elbo_train": [2.0, 1.0]})}
-    (ax,) = pl.history(trained)
+    (ax,) = pl.history(trained).values()
     assert ax.get_title() == "elbo"
     assert lines(ax) == {((1, 2), (2.0, 1.0))}
 
@@ -92,9 +121,9 @@ def test_history_of_a_model_with_one_phase(trained):
 def test_history_draws_where_it_is_told(trained):
     _, axes = plt.subplots(1, 2)
     before = plt.get_fignums()
-    assert pl.history(trained, ["lr", "loss"], ax=axes) == list(axes)
+    assert pl.history(trained, ["lr", "loss"], ax=axes) == {"lr": axes[0], "loss": axes[1]}
     assert axes[0].get_title() == "lr"
-    assert pl.history(trained, "loss", ax=axes[0]) == [axes[0]]
+    assert pl.history(trained, "loss", ax=axes[0]) == {"loss": axes[0]}
     assert plt.get_fignums() == before
 
 
@@ -102,7 +131,7 @@ def test_history_errors(trained):
     with pytest.raises(ValueError, match=r"speed was not logged; there is loss, clustering_kl, lr"):
         pl.history(trained, "speed")
     with pytest.raises(ValueError, match="1 axes for 3 quantities"):
-        pl.history(trained, ax=plt.gca())
+        pl.history(trained, ["loss", "lr", "clustering_kl"], ax=plt.gca())
     with pytest.raises(ValueError, match="call `model.train\\(\\)` first"):
         pl.history(SimpleNamespace(phases_=[], history=None))
 
@@ -166,19 +195,30 @@ def test_long_names_go_into_a_legend_that_stays(result):
 
 
 def test_overview_has_a_panel_more_with_known_labels(result):
-    titles = [ax.get_title() for ax in pl.overview(result, "sys").axes if ax.get_title()]
-    assert titles == ["sys", "confidence of sys"]
-    figure = pl.overview(result, "sys", label_key="cell_type")
-    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
-    assert titles == ["sys", "confidence of sys", "cell_type"]
+    assert list(pl.overview(result, "sys")) == ["sys", "sys_confidence"]
+    panels = pl.overview(result, "sys", label_key="cell_type")
+    assert list(panels) == ["sys", "sys_confidence", "cell_type"]
+    assert [ax.get_title() for ax in panels.values()] == ["sys", "confidence of sys", "cell_type"]
+
+
+def test_overview_uses_its_colours_and_the_bar_lies_on_nothing(result):
+    result.obs["sys_confidence"] = np.linspace(0.9, 1, result.n_obs)
+    panels = pl.overview(result, "sys", label_key="cell_type")
+    (points,) = [c for c in panels["sys_confidence"].collections if len(c.get_offsets()) == result.n_obs]
+    assert points.norm.vmin == pytest.approx(0.901)
+    assert points.norm.vmax == 1
+    panels.figure.draw_without_rendering()
+    (bar,) = panels["sys_confidence"].child_axes
+    box = bar.get_tightbbox()
+    assert not box.overlaps(panels["cell_type"].get_tightbbox())
+    assert not box.overlaps(panels["sys_confidence"].patch.get_window_extent())
 
 
 def test_cells_without_a_label_are_grey(result):
     labels = result.obs["cell_type"].astype(object)
     labels.iloc[7] = None
     result.obs["partly"] = labels.astype("category")
-    figure = pl.overview(result, "sys", label_key="partly")
-    positions, colors = cells(figure.axes[2])
+    positions, colors = cells(pl.overview(result, "sys", label_key="partly")["partly"])
     at = (positions == result.obsm["X_umap"][7]).all(axis=1)
     np.testing.assert_allclose(colors[at][0], to_rgba("#D9D9D9"))
 
@@ -222,3 +262,48 @@ def test_cluster_sizes_of_plain_strings(result):
 def test_cluster_sizes_of_numbered_clusters(result):
     result.obs["numbers"] = pd.Categorical(np.where(np.arange(result.n_obs) < 100, 7, 3), categories=[7, 3])
     assert [patch.get_width() for patch in pl.cluster_sizes(result, "numbers").patches] == [100, 300]
+
+
+# --- what all drawings share
+
+
+def drawings(result):
+    """One call for each drawing that needs no model, and whether it has one panel."""
+    table = pd.DataFrame(
+        {"iLISI": [0.5], "Bio conservation": [0.7], "Batch correction": [0.6], "Total": [0.66]}, index=["X_pca"]
+    )
+    curve = pd.DataFrame({"separation": [0.5, 0.2], "stability": [1.0, 0.9], "rank": [1, 2]}, index=[2, 3])
+    return {
+        "benchmark_table": (lambda **options: pl.benchmark_table(table, **options), True),
+        "n_clusters": (lambda **options: pl.n_clusters(curve, **options), True),
+        "cluster_sizes": (lambda **options: pl.cluster_sizes(result, "sys", **options), True),
+        "confidence": (lambda **options: pl.confidence(result, "sys", **options), True),
+        "overview": (lambda **options: pl.overview(result, "sys", **options), False),
+    }
+
+
+@pytest.mark.parametrize("name", ["benchmark_table", "n_clusters", "cluster_sizes", "confidence", "overview"])
+def test_one_rule_for_what_is_returned_shown_and_saved(name, result, tmp_path, monkeypatch):
+    draw, one = drawings(result)[name]
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
+    drawn = draw(save=tmp_path / "drawing.png")
+    assert (tmp_path / "drawing.png").read_bytes().startswith(b"\x89PNG")
+    assert not shown
+    draw(show=True)
+    assert shown
+    if one:
+        assert isinstance(drawn, plt.Axes)
+        _, ax = plt.subplots()
+        assert draw(ax=ax) is ax
+    else:
+        assert all(isinstance(ax, plt.Axes) and ax.figure is drawn.figure for ax in drawn.values())
+
+
+def test_every_drawing_can_be_shown_and_saved():
+    import inspect
+
+    for name in pl.__all__:
+        parameters = inspect.signature(getattr(pl, name)).parameters
+        assert parameters["show"].default is parameters["save"].default is None, name
+        assert inspect.signature(getattr(pl, name)).return_annotation in ("Axes", "Panels"), name

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 import scdeepclust as sdc
+from scdeepclust.tl import _integration
 from scdeepclust.tl._integration import _neighbors, _with_totals
 
 
@@ -38,7 +39,45 @@ def test_scores_rank_embeddings_as_they_were_made(embedded):
     np.testing.assert_allclose(table.loc["good", "Own ARI"], expected.loc["found", "ARI"])
     assert table.loc[["noise", "batchy"], "Own ARI"].isna().all()
     ax = sdc.pl.benchmark_table(table)
-    assert len(ax.get_yticklabels()) == 3
+    assert len(ax.get_yticklabels()) == 4
+
+
+def test_principal_components_and_bare_labels_have_a_row(embedded, monkeypatch, capsys):
+    sizes = []
+
+    def scores(points, labels, batch):
+        sizes.append(len(points))
+        return {"cLISI": float(points.var()), "iLISI": 0.5}
+
+    monkeypatch.setattr(_integration, "_scores", scores)
+    embedded.obs["bare"] = embedded.obs["cell_type"]
+    before = set(embedded.obsm), set(embedded.uns)
+    options = {"batch_key": "batch", "label_key": "cell_type", "max_cells": 200}
+    table = sdc.tl.benchmark_integration(embedded, {"good": "found"}, labels=["bare"], **options)
+    assert set(table.index) == {"good", "X_pca", "bare"}
+    assert table.loc["bare", "Own ARI"] == 1
+    assert table.loc["bare"].drop(["Own ARI", "Own NMI"]).isna().all()
+    assert table.loc["good", "Own ARI"] < 1
+    assert np.isnan(table.loc["X_pca", "Own ARI"])
+    assert sizes == [table.attrs["n_cells"]] * 2
+    assert f"on {sizes[0]} of 400 cells" in capsys.readouterr().err
+    assert (set(embedded.obsm), set(embedded.uns)) == before
+    with pytest.raises(ValueError, match="`labels`.*'nothing'"):
+        sdc.tl.benchmark_integration(embedded, ["good"], labels="nothing", **options)
+    with pytest.raises(ValueError, match="`max_cells` must be at least 100"):
+        sdc.tl.benchmark_integration(embedded, ["good"], **(options | {"max_cells": 5}))
+
+
+def test_the_sample_keeps_shares_and_rare_types():
+    types = np.repeat(["a", "b", "rare"], [7000, 2970, 30])
+    batch = np.tile(["x", "y"], 5000)
+    chosen = _integration._stratified(types, batch, 1000)
+    found = pd.Series(types[chosen]).value_counts()
+    assert found["a"] == 700
+    assert found["b"] == pytest.approx(297, abs=2)
+    assert found["rare"] == 30
+    assert (np.diff(chosen) > 0).all()
+    np.testing.assert_array_equal(_integration._stratified(types, batch, 10_000), np.arange(10_000))
 
 
 def test_totals_weigh_means_of_what_every_embedding_has():
@@ -88,6 +127,10 @@ def test_the_table_shows_every_score_and_marks_the_best():
     assert shown[(0, 0)].get_text() == "0.50"
     assert (1, 0) not in shown
     assert np.isnan(np.asarray(ax.images[0].get_array().filled(np.nan))[:, 1]).all()
+    colors = np.asarray(ax.images[0].get_array().filled(np.nan))
+    np.testing.assert_allclose(colors[:, 0], [0.5, 0.1])  # the scores themselves: one scale for all rows and columns
+    np.testing.assert_allclose(colors[:, 2], [0.7, 0.8])
+    assert ax.images[0].get_clim() == (0, 1.6)
     assert shown[(2, 1)].get_weight() == "bold"
     assert shown[(2, 0)].get_weight() == "normal"
     with pytest.raises(ValueError, match="benchmark_integration"):

@@ -1,4 +1,8 @@
-"""Drawings of results. Every function returns what it drew on and leaves showing and saving to the caller."""
+"""Drawings of results.
+
+A drawing of one panel takes ``ax`` and returns its axes; one of several panels returns their axes by name, a dictionary
+whose ``figure`` is the figure. With ``save`` a drawing is also written to a file, with ``show`` also shown.
+"""
 
 from __future__ import annotations
 

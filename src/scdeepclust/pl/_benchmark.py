@@ -4,26 +4,41 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scdeepclust.pl._style import finish
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from matplotlib.axes import Axes
 
 TOTALS = ("Bio conservation", "Batch correction", "Total")
 
 
-def benchmark_table(table: pd.DataFrame, *, ax: Axes | None = None, cmap: str = "YlGnBu") -> Axes:
+def benchmark_table(
+    table: pd.DataFrame,
+    *,
+    cmap: str = "YlGnBu",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes:
     """Scores of embeddings as a heat map with their values, one row an embedding.
 
-    Colours compare the embeddings within a column, from its worst to its best score.
+    Colours are the scores themselves, on one scale for all rows and columns; the best of a column is bold.
 
     Parameters
     ----------
     table
         Result of :func:`scdeepclust.tl.benchmark_integration`.
-    ax
-        Axes to draw on; a new figure by default.
     cmap
         Colour map of matplotlib.
+    ax
+        Where to draw. Default: a new figure.
+    show
+        Also show the figure, as a script needs it.
+    save
+        Also write the figure to this file; its ending sets the format.
 
     Returns
     -------
@@ -60,10 +75,8 @@ def benchmark_table(table: pd.DataFrame, *, ax: Axes | None = None, cmap: str = 
         size = (2.0 + 0.62 * table.shape[1], 1.8 + 0.42 * len(table))
         _, ax = plt.subplots(figsize=size, layout="constrained")
     values = table.to_numpy(dtype=float)
-    low, high = np.nanmin(values, axis=0, initial=1.0), np.nanmax(values, axis=0, initial=0.0)
-    shade = np.where(high > low, (values - low) / np.where(high > low, high - low, 1.0), 0.5)
-    shade[np.isnan(values)] = np.nan
-    ax.imshow(shade, cmap=cmap, vmin=0, vmax=1.8, aspect="auto")  # the pale part, on which black numbers can be read
+    high = np.nanmax(values, axis=0, initial=0.0)
+    ax.imshow(values, cmap=cmap, vmin=0, vmax=1.6, aspect="auto")  # the pale part, on which black numbers can be read
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             weight = "bold" if value == high[column] and len(table) > 1 else "normal"
@@ -76,4 +89,4 @@ def benchmark_table(table: pd.DataFrame, *, ax: Axes | None = None, cmap: str = 
     for edge in (first_total - 0.5, first_total + len(TOTALS) - 0.5):
         ax.axvline(edge, color="white", linewidth=3)
     ax.spines[:].set_visible(False)
-    return ax
+    return finish(ax, show, save)

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scdeepclust.pl._style import categories, category_colors
+from scdeepclust.pl._style import categories, category_colors, finish
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 
-def cluster_sizes(adata: AnnData, key: str, *, ax: Axes | None = None) -> Axes:
+def cluster_sizes(
+    adata: AnnData, key: str, *, ax: Axes | None = None, show: bool | None = None, save: str | Path | None = None
+) -> Axes:
     """Number of cells of each cluster, as bars with the number and the share beside them.
 
     Parameters
@@ -20,6 +24,10 @@ def cluster_sizes(adata: AnnData, key: str, *, ax: Axes | None = None) -> Axes:
         Column of `obs` with the labels.
     ax
         Where to draw. Default: a new figure.
+    show
+        Also show the figure, as a script needs it.
+    save
+        Also write the figure to this file; its ending sets the format.
 
     Returns
     -------
@@ -51,4 +59,4 @@ def cluster_sizes(adata: AnnData, key: str, *, ax: Axes | None = None) -> Axes:
     ax.invert_yaxis()  # first category on top
     ax.set(xlabel="cells", title=key)
     ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return finish(ax, show, save)

@@ -1,25 +1,46 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from scdeepclust._keys import ResultKeys
-from scdeepclust.pl._style import categories, category_colors, obs_column
+from scdeepclust.pl._style import (
+    DOUBT,
+    LONGEST_ON_PLOT,
+    SURE,
+    Panels,
+    categories,
+    category_colors,
+    finish,
+    legend_beside,
+    obs_column,
+    spread,
+    written,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _FAINTEST = 0.08  # a cell of no confidence can still be seen
 _FEW = 0.03  # share of the cells
+_FEW_DOUBTS = 0.01  # share of the cells that lie below the colour scale
 _UNLABELLED = "#D9D9D9"
-_LONGEST_ON_PLOT = 8  # characters; longer names would hide the cells and go into a legend
 
 
-def confidence(adata: AnnData, key: str, *, basis: str = "X_umap", ax: Axes | None = None) -> Axes:
+def confidence(
+    adata: AnnData,
+    key: str,
+    *,
+    basis: str = "X_umap",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes:
     """Clusters on an embedding, faint where the assignment is uncertain.
 
     Opacity is `obs["{key}_confidence"]`, the highest assignment probability of the cell. Faint borders between
@@ -35,6 +56,10 @@ def confidence(adata: AnnData, key: str, *, basis: str = "X_umap", ax: Axes | No
         Entry of `obsm`, of which the first two columns are drawn.
     ax
         Where to draw. Default: a new figure.
+    show
+        Also show the figure, as a script needs it.
+    save
+        Also write the figure to this file; its ending sets the format.
 
     Returns
     -------
@@ -55,10 +80,19 @@ def confidence(adata: AnnData, key: str, *, basis: str = "X_umap", ax: Axes | No
     >>> ax = sdc.pl.confidence(adata, "mine")
     """
     certainty = obs_column(adata, ResultKeys(key).confidence).to_numpy(dtype=float)
-    return _draw_categories(adata, key, basis, ax, opacity=np.clip(certainty, _FAINTEST, 1.0))
+    ax = draw_categories(adata, key, basis, ax, opacity=np.clip(certainty, _FAINTEST, 1.0))
+    return finish(ax, show, save)
 
 
-def overview(adata: AnnData, key: str, *, label_key: str | None = None, basis: str = "X_umap") -> Figure:
+def overview(
+    adata: AnnData,
+    key: str,
+    *,
+    label_key: str | None = None,
+    basis: str = "X_umap",
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Panels:
     """One embedding side by side: clusters, confidence, and known labels if there are any.
 
     Parameters
@@ -71,10 +105,14 @@ def overview(adata: AnnData, key: str, *, label_key: str | None = None, basis: s
         Column of `obs` with known labels.
     basis
         Entry of `obsm`, of which the first two columns are drawn.
+    show
+        Also show the figure, as a script needs it.
+    save
+        Also write the figure to this file; its ending sets the format.
 
     Returns
     -------
-    The figure.
+    The axes by what they are coloured by: `key`, its confidence, and `label_key`.
 
     Raises
     ------
@@ -88,34 +126,60 @@ def overview(adata: AnnData, key: str, *, label_key: str | None = None, basis: s
     >>> adata.obs["mine"] = adata.obs["cell_type"]
     >>> adata.obs["mine_confidence"] = np.linspace(0, 1, 200)
     >>> adata.obsm["X_umap"] = np.random.default_rng(0).normal(size=(200, 2))
-    >>> figure = sdc.pl.overview(adata, "mine", label_key="cell_type")
+    >>> list(sdc.pl.overview(adata, "mine", label_key="cell_type"))
+    ['mine', 'mine_confidence', 'cell_type']
     """
     import matplotlib.pyplot as plt
 
-    certainty = obs_column(adata, ResultKeys(key).confidence).to_numpy(dtype=float)
-    drawn = [key] if label_key is None else [key, label_key]
+    obs_column(adata, certainty := ResultKeys(key).confidence)
+    drawn = [key, certainty] if label_key is None else [key, certainty, label_key]
     for column in drawn:  # all checks before a figure is made
         obs_column(adata, column)
-    xy = _coordinates(adata, basis)
+    coordinates(adata, basis)
+    size, room = (4.9 * len(drawn), 4.4), {"wspace": 0.15}  # for the colour bar
+    _, axes = plt.subplots(1, len(drawn), figsize=size, layout="constrained", gridspec_kw=room, squeeze=False)
+    panels = Panels(zip(drawn, axes[0], strict=True))
+    for column, ax in panels.items():
+        if column == certainty:
+            draw_confidence(adata, key, basis, ax)
+        else:
+            draw_categories(adata, column, basis, ax)
+    return finish(panels, show, save)
 
-    figure, axes = plt.subplots(1, len(drawn) + 1, figsize=(4.7 * len(drawn) + 4.7, 4.4), layout="compressed")
-    _draw_categories(adata, key, basis, axes[0])
+
+def draw_confidence(adata: AnnData, key: str, basis: str, ax: Axes) -> None:
+    """Cells coloured by their confidence, on a scale from the lowest but for a few to 1."""
+    xy, certainty = coordinates(adata, basis), adata.obs[ResultKeys(key).confidence].to_numpy(dtype=float)
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colors = LinearSegmentedColormap.from_list("confidence", [DOUBT, SURE])
     order = np.argsort(-certainty, kind="stable")  # doubtful cells on top: they are few
-    points = axes[1].scatter(
-        xy[order, 0], xy[order, 1], c=certainty[order], s=_point_size(len(xy)), cmap="cividis", vmin=0, vmax=1, lw=0
-    )
-    figure.colorbar(points, ax=axes[1], shrink=0.6)
-    axes[1].set_title(f"confidence of {key}")
-    _bare(axes[1], basis)
-    if label_key is not None:
-        _draw_categories(adata, label_key, basis, axes[2])
-    return figure
+    lowest = min(float(np.nanquantile(certainty, _FEW_DOUBTS)), 0.99)
+    points = ax.scatter(
+        xy[order, 0], xy[order, 1], c=certainty[order], s=_point_size(len(xy)), cmap=colors, vmin=lowest, vmax=1,
+        lw=0, rasterized=True,
+    )  # fmt: skip
+    # within the room of the axes: a bar beside a square panel is laid out over its neighbour
+    place = ax.inset_axes((1.03, 0.2, 0.04, 0.6))
+    bar = ax.figure.colorbar(points, cax=place, extend="min" if np.nanmin(certainty) < lowest else "neither")
+    bar.outline.set_visible(False)
+    place.tick_params(labelsize="small")
+    ax.set_title(f"confidence of {key}")
+    _bare(ax, basis)
 
 
-def _draw_categories(adata: AnnData, key: str, basis: str, ax: Axes | None, opacity: np.ndarray | None = None) -> Axes:
+def draw_categories(
+    adata: AnnData,
+    key: str,
+    basis: str,
+    ax: Axes | None,
+    opacity: np.ndarray | None = None,
+    names_on_plot: bool = True,
+) -> Axes:
+    """Cells in the colours of their category, its name amid them, or beside the plot where it is long."""
     from matplotlib.colors import to_rgba_array
 
-    labels, xy = categories(adata, key), _coordinates(adata, basis)
+    labels, xy = categories(adata, key), coordinates(adata, basis)
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -126,16 +190,16 @@ def _draw_categories(adata: AnnData, key: str, basis: str, ax: Axes | None, opac
     if opacity is not None:
         rgba[:, 3] = opacity
     order = np.random.default_rng(0).permutation(len(xy))  # no category on top of the others
-    ax.scatter(xy[order, 0], xy[order, 1], c=rgba[order], s=_point_size(len(xy)), linewidths=0)
+    ax.scatter(xy[order, 0], xy[order, 1], c=rgba[order], s=_point_size(len(xy)), linewidths=0, rasterized=True)
     _bare(ax, basis)
     ax.set_title(key if opacity is None else f"{key}, opacity = confidence")
 
-    on_plot = max(map(len, names)) <= _LONGEST_ON_PLOT
+    on_plot = names_on_plot and max(map(len, names)) <= LONGEST_ON_PLOT
     if not on_plot:
-        _legend_beside(ax, dict(zip(names, colors, strict=True)), "upper left")
+        legend_beside(ax, dict(zip(names, colors, strict=True)), "upper left")
     if opacity is not None:
         shades = {f"{level:g}": (0, 0, 0, max(level, _FAINTEST)) for level in (1.0, 0.5, 0.0)}
-        _legend_beside(ax, shades, "lower left", title="confidence")
+        legend_beside(ax, shades, "lower left", title="confidence")
     if on_plot:  # last: names are moved apart by their size, which depends on the room that the legends leave
         _write_names(ax, labels, xy)
     return ax
@@ -143,8 +207,6 @@ def _draw_categories(adata: AnnData, key: str, basis: str, ax: Axes | None, opac
 
 def _write_names(ax: Axes, labels: pd.Categorical, xy: np.ndarray) -> None:
     """Write each category amid its cells (above them if they are few), moved where two names would overlap."""
-    from matplotlib.patheffects import withStroke
-
     present = [code for code in range(len(labels.categories)) if (labels.codes == code).any()]
     texts = []
     for code in present:
@@ -153,44 +215,11 @@ def _write_names(ax: Axes, labels: pd.Categorical, xy: np.ndarray) -> None:
         few = len(cells) < _FEW * len(xy)  # a name would hide them
         if few:
             y = np.quantile(cells[:, 1], 0.9)
-        text = ax.text(
-            x, y, str(labels.categories[code]), ha="center", va="bottom" if few else "center", fontsize="small",
-            weight="bold",
-        )  # fmt: skip
-        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
-        texts.append(text)
-    _spread(ax, texts)
+        texts.append(written(ax, x, y, str(labels.categories[code]), va="bottom" if few else "center", weight="bold"))
+    spread(ax, texts)
 
 
-def _spread(ax: Axes, texts: list) -> None:
-    """Push overlapping texts apart, up and down."""
-    from matplotlib.figure import Figure
-
-    figure = ax.get_figure()
-    if isinstance(figure, Figure):
-        figure.draw_without_rendering()  # only the layout decides how large a text is in units of the data
-    boxes = np.array([text.get_window_extent().extents for text in texts])  # left, bottom, right, top in pixels
-    shift = np.zeros(len(texts))
-    for _ in range(100):
-        moved = False
-        for i in range(len(texts)):
-            for j in range(i + 1, len(texts)):
-                overlap = np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2])
-                if (overlap > 0).all():
-                    step = (overlap[1] / 2 + 0.5) * (1 if boxes[i, 1] >= boxes[j, 1] else -1)
-                    for k, by in ((i, step), (j, -step)):
-                        boxes[k, [1, 3]] += by
-                        shift[k] += by
-                    moved = True
-        if not moved:
-            break
-    to_data = ax.transData.inverted()
-    for text, by in zip(texts, shift, strict=True):
-        x, y = ax.transData.transform(text.get_position())
-        text.set_position(to_data.transform((x, y + by)))
-
-
-def _coordinates(adata: AnnData, basis: str) -> np.ndarray:
+def coordinates(adata: AnnData, basis: str) -> np.ndarray:
     if basis not in adata.obsm:
         raise ValueError(
             f"basis: obsm has no {basis!r}; it has {', '.join(adata.obsm) or 'nothing'}. For a UMAP of the latent "
@@ -209,23 +238,3 @@ def _bare(ax: Axes, basis: str) -> None:
     ax.set(xticks=[], yticks=[], xlabel=f"{name} 1", ylabel=f"{name} 2")
     ax.set_box_aspect(1)
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def _legend_beside(
-    ax: Axes, colors: dict[str, Any], corner: Literal["upper left", "lower left"], title: str | None = None
-) -> None:
-    """Legend to the right of the axes: the search for a free place inside takes seconds with many cells."""
-    handles = [ax.scatter([], [], s=25, color=color, linewidths=0, label=name) for name, color in colors.items()]
-    earlier = ax.get_legend()
-    ax.legend(
-        handles=handles,
-        title=title,
-        loc=corner,
-        bbox_to_anchor=(1.0, 1.0 if "upper" in corner else 0.0),
-        frameon=False,
-        fontsize="small",
-        title_fontsize="small",
-        handletextpad=0.3,
-    )
-    if earlier is not None:
-        ax.add_artist(earlier)  # the new legend would replace it

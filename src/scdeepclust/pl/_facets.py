@@ -7,19 +7,28 @@ import numpy as np
 import pandas as pd
 
 from scdeepclust._keys import ResultKeys
-from scdeepclust.pl._style import categories
+from scdeepclust.pl._style import Panels, categories, finish
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
-def facets(adata: AnnData, key: str = "mfcvae", *, covariates: str | Sequence[str] = (), n_genes: int = 10) -> Figure:
+def facets(
+    adata: AnnData,
+    key: str = "mfcvae",
+    *,
+    covariates: str | Sequence[str] = (),
+    n_genes: int = 3,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Panels:
     """What the facets of a model follow, and the genes they are made of.
 
     On the left the normalised mutual information of each facet with the other facets and with columns of ``obs``. Then
-    for each facet with more than one cluster the genes that change most, in the cluster in which they are highest.
+    for each facet with more than one cluster the genes that are highest in each of its clusters.
 
     Parameters
     ----------
@@ -30,11 +39,15 @@ def facets(adata: AnnData, key: str = "mfcvae", *, covariates: str | Sequence[st
     covariates
         Columns of ``obs`` (categories) to compare the facets with.
     n_genes
-        Genes a facet.
+        Genes of each cluster. A gene is drawn once, under the cluster in which it is highest.
+    show
+        Also show the figure, as a script needs it.
+    save
+        Also write the figure to this file; its ending sets the format.
 
     Returns
     -------
-    The figure.
+    The axes by name: ``"mutual information"``, ``"facet 0"``, ...
 
     Raises
     ------
@@ -49,8 +62,7 @@ def facets(adata: AnnData, key: str = "mfcvae", *, covariates: str | Sequence[st
     >>> model = sdc.model.MFCVAE(adata, n_clusters=3, n_facet_clusters=2)
     >>> model.train(pretrain_epochs=6, max_epochs=2, enable_progress_bar=False)
     >>> model.write_back(adata)
-    >>> figure = sdc.pl.facets(adata, covariates=["cell_type", "facet"])
-    >>> figure.axes[0].get_title()
+    >>> list(sdc.pl.facets(adata, covariates=["cell_type", "facet"]))[0]
     'mutual information'
     """
     import matplotlib.pyplot as plt
@@ -69,15 +81,18 @@ def facets(adata: AnnData, key: str = "mfcvae", *, covariates: str | Sequence[st
     names = [f"facet {j}" for j in range(len(columns))]
     left = 0.6 * (len(columns) + len(covariates)) + 1.5
     widths = [left, *(0.35 * table.shape[1] + 1.6 for table in loadings.values())]
-    height = max(0.24 * n_genes + 1.2, 0.5 * len(columns) + 2.0)
-    figure, axes = plt.subplots(
+    genes = {j: _genes_of_clusters(table, n_genes) for j, table in loadings.items()}
+    height = max(0.2 * max(map(len, genes.values()), default=0) + 1.2, 0.5 * len(columns) + 2.0)
+    _, axes = plt.subplots(
         1, len(widths), figsize=(sum(widths), height), width_ratios=widths, layout="constrained", squeeze=False
     )
     _draw_information(axes[0, 0], adata, columns, covariates, names)
+    panels = Panels({"mutual information": axes[0, 0]})
     for ax, (j, table) in zip(axes[0, 1:], loadings.items(), strict=True):
-        _draw_genes(ax, table, n_genes)
+        _draw_genes(ax, table.loc[genes[j]])
         ax.set_title(names[j])
-    return figure
+        panels[names[j]] = ax
+    return finish(panels, show, save)
 
 
 def _draw_information(ax: Axes, adata: AnnData, columns: list[str], covariates: list[str], names: list[str]) -> None:
@@ -98,14 +113,23 @@ def _draw_information(ax: Axes, adata: AnnData, columns: list[str], covariates: 
     ax.set_title("mutual information")
 
 
-def _draw_genes(ax: Axes, loadings: pd.DataFrame, n_genes: int) -> None:
-    """The genes with the largest change, sorted by the cluster in which they are highest."""
-    top = loadings.loc[loadings.max(axis=1).nlargest(n_genes).index]
-    order = np.lexsort([-top.max(axis=1).to_numpy(), top.to_numpy().argmax(axis=1)])
-    top = top.iloc[order]
+def _genes_of_clusters(loadings: pd.DataFrame, n_genes: int) -> list[str]:
+    """For each cluster the genes that are highest in it, of those that are highest there by the largest change."""
+    highest = loadings.to_numpy().argmax(axis=1)
+    genes: list[str] = []
+    for cluster, name in enumerate(loadings):
+        own = loadings[name].where(highest == cluster, -np.inf)
+        # a cluster in which no gene is highest shows its own largest ones, unless they are drawn already
+        values = own if np.isfinite(own).any() else loadings[name].drop(genes)
+        genes += list(values[np.isfinite(values)].nlargest(n_genes).index)
+    return list(dict.fromkeys(genes))
+
+
+def _draw_genes(ax: Axes, top: pd.DataFrame) -> None:
+    """Log fold changes, genes x clusters."""
     limit = float(np.abs(top.to_numpy()).max())
     image = ax.imshow(top, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     ax.set_xticks(range(top.shape[1]), top.columns)
-    ax.set_yticks(range(len(top)), top.index)
+    ax.set_yticks(range(len(top)), top.index, fontsize="small")
     ax.set_xlabel("cluster")
     ax.figure.colorbar(image, ax=ax, label="log fold change", shrink=0.8)

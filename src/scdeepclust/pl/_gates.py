@@ -6,15 +6,24 @@ import numpy as np
 import pandas as pd
 
 from scdeepclust._keys import ResultKeys
-from scdeepclust.pl._style import PALETTE
+from scdeepclust.pl._style import PALETTE, Panels, finish
 from scdeepclust.tl._gated import GatedData
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 
-def gates(adata: AnnData, key: str = "idc", *, n_genes: int = 4) -> dict[str, Axes]:
+def gates(
+    adata: AnnData,
+    key: str = "idc",
+    *,
+    n_genes: int = 4,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Panels:
     """Genes that each cluster was read from, as a dot plot: clusters x genes.
 
     The size of a dot is the share of cells whose gate is open, its colour the mean of gate times standardised
@@ -30,6 +39,10 @@ def gates(adata: AnnData, key: str = "idc", *, n_genes: int = 4) -> dict[str, Ax
     n_genes
         Genes of each cluster, the first ones of :func:`scdeepclust.tl.rank_gates`. A gene is drawn once, under the
         first cluster that has it.
+    show
+        Also show the figure, as a script needs it.
+    save
+        Also write the figure to this file; its ending sets the format.
 
     Returns
     -------
@@ -81,14 +94,25 @@ def gates(adata: AnnData, key: str = "idc", *, n_genes: int = 4) -> dict[str, Ax
     )
     plot.style(cmap="RdBu_r", dot_max=1.0, dot_min=0.0)
     plot.legend(colorbar_title="gate x expression\n(mean, in sd)", size_title="cells with the\ngate open (%)")
-    return plot.get_axes()
+    return finish(Panels(plot.get_axes()), show, save)
 
 
-def cell_gates(adata: AnnData, cell: str | int, key: str = "idc", *, n_genes: int = 15, ax: Axes | None = None) -> Axes:
+def cell_gates(
+    adata: AnnData,
+    cell: str | int,
+    key: str = "idc",
+    *,
+    n_genes: int = 15,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes:
     """Why this cell is in its cluster: the genes that moved it furthest from the average cell.
 
-    A bar is gate times standardised expression in this cell, a line across it the mean over its cluster. To the left
-    are genes that the cell expresses less than the average cell. In brackets: counts.
+    A bar is gate times standardised expression in this cell: how many standard deviations the cell is away from the
+    average of all cells in a gene that its gate lets pass. Bars to the right are genes that it expresses more, those to
+    the left genes that it expresses less, which counts as evidence too. The line across a bar is the mean over the
+    cluster: a bar that ends far from it is where the cell is unlike its cluster. In brackets: counts of the cell.
 
     Parameters
     ----------
@@ -102,6 +126,10 @@ def cell_gates(adata: AnnData, cell: str | int, key: str = "idc", *, n_genes: in
         Number of genes.
     ax
         Where to draw. Default: a new figure.
+    show
+        Also show the figure, as a script needs it.
+    save
+        Also write the figure to this file; its ending sets the format.
 
     Returns
     -------
@@ -122,6 +150,8 @@ def cell_gates(adata: AnnData, cell: str | int, key: str = "idc", *, n_genes: in
     >>> model.write_back(adata)
     >>> ax = sdc.pl.cell_gates(adata, adata.obs_names[0])
     """
+    from matplotlib import rcParams
+
     data = GatedData(adata, key)
     row = _row(adata, cell)
     label = data.labels[row]
@@ -131,23 +161,29 @@ def cell_gates(adata: AnnData, cell: str | int, key: str = "idc", *, n_genes: in
     genes = [gene for gene in order if moved[gene] != 0]
     of_cluster = data.cluster_means()[2].loc[genes, label]
     counts = data.counts[row].toarray()[0][data.genes.get_indexer(genes)]
+    height = 1.8 + 0.26 * max(len(genes), 1)
     if ax is None:
         import matplotlib.pyplot as plt
 
-        _, ax = plt.subplots(figsize=(4.5, 1.3 + 0.26 * max(len(genes), 1)), layout="constrained")
+        _, ax = plt.subplots(figsize=(4.8, height), layout="constrained")
     values = moved[genes].to_numpy()
     places = np.arange(len(genes))
     ax.barh(places, values, color=[PALETTE[0] if value > 0 else PALETTE[1] for value in values], height=0.7)
-    ax.vlines(of_cluster, places - 0.42, places + 0.42, color="black", lw=1.5, label=f"mean of cluster {label}")
+    ax.vlines(
+        of_cluster, places - 0.42, places + 0.42, color=rcParams["text.color"], lw=1.5, label=f"mean of cluster {label}"
+    )
     ax.set_yticks(places, [f"{gene} ({count:g})" for gene, count in zip(genes, counts, strict=True)])
     ax.axvline(0, color="0.6", lw=0.8)
     ax.invert_yaxis()
     confidence = adata.obs.get(ResultKeys(key).confidence)
-    sure = "" if confidence is None else f" ({float(confidence.iloc[row]):.2f})"
-    ax.set(xlabel="gate x standardised expression", title=f"{adata.obs_names[row]}: {key} {label}{sure}")
-    ax.legend(fontsize="small", frameon=False)
+    sure = "" if confidence is None else f", confidence {float(confidence.iloc[row]):.2f}"
+    ax.set_title(f"{adata.obs_names[row]}\n{key} {label}{sure}", fontsize="medium")
+    ax.set_xlabel("less  \u2190  than the average cell  \u2192  more\n(gate x standardised expression, in sd)")
+    ax.set_ylabel("gene (counts of the cell)")
+    below = (0.5, -1.15 / height)
+    ax.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=below)
     ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return finish(ax, show, save)
 
 
 def _row(adata: AnnData, cell: str | int) -> int:

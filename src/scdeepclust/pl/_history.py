@@ -6,18 +6,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scdeepclust.pl._style import PALETTE
+from scdeepclust.pl._style import PALETTE, Panels, finish
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
 
 _COLUMNS = 3
+# Relative change of a flat curve, and the difference between two that can be seen, in heights of the panel.
+_FLAT, _SEEN = 1e-6, 0.01
+_STEEP = 0.1  # share of a phase
 _COLORS = {"train": PALETTE[0], "validation": PALETTE[1]}
 
 
 def history(
-    model: Any, quantities: str | Sequence[str] | None = None, *, ax: Axes | Sequence[Axes] | None = None
-) -> list[Axes]:
+    model: Any,
+    quantities: str | Sequence[str] | None = None,
+    *,
+    ax: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Panels:
     """Learning curves over all phases of a fit, one panel a quantity, the phases marked.
 
     Epochs are counted through the phases. Values on the training cells and on held-out cells share a panel; a
@@ -29,13 +39,17 @@ def history(
         A trained model.
     quantities
         What to draw, without phase and without `train` or `validation`: `"loss"`, `"elbo"`, `"lr"`, ...
-        Default: everything that was logged.
+        Default: everything that was logged and changes within a phase, once where two quantities have the same course.
     ax
         Where to draw: as many axes as quantities. Default: a new figure.
+    show
+        Also show the figure, as a script needs it.
+    save
+        Also write the figure to this file; its ending sets the format.
 
     Returns
     -------
-    The axes, in the order of `quantities`.
+    The axes by quantity.
 
     Raises
     ------
@@ -49,7 +63,8 @@ def history(
     >>> sdc.model.SCDeepCluster.setup_anndata(adata)
     >>> model = sdc.model.SCDeepCluster(adata, n_clusters=3)
     >>> model.train(max_epochs=2, pretrain_epochs=3, enable_progress_bar=False)
-    >>> axes = sdc.pl.history(model, "loss")
+    >>> sdc.pl.history(model, "loss")["loss"].get_xlabel()
+    'epoch'
     """
     from matplotlib.lines import Line2D
 
@@ -57,7 +72,8 @@ def history(
     if not phases:
         raise ValueError("model has no history: call `model.train()` first")
     curves = _curves(model.history, phases)
-    wanted = list(curves) if quantities is None else [quantities] if isinstance(quantities, str) else list(quantities)
+    given = [quantities] if isinstance(quantities, str) else quantities
+    wanted = _telling(curves) if given is None else list(given)
     if missing := [name for name in wanted if name not in curves]:
         raise ValueError(f"quantities: {', '.join(missing)} was not logged; there is {', '.join(curves)}")
 
@@ -72,10 +88,48 @@ def history(
         if len(modes) > 1:
             panel.legend([Line2D([], [], color=_COLORS[mode]) for mode in modes], modes, frameon=False)
         panel.set(title=name, xlabel="epoch")
-        panel.margins(y=0.15)  # room for the names of the phases
+        panel.set_ylim(_range([curve for _, curve in curves[name]]))
         panel.spines[["top", "right"]].set_visible(False)
         _mark_phases(panel, phases)
-    return axes
+    return finish(Panels(zip(wanted, axes, strict=True)), show, save)
+
+
+def _telling(curves: dict[str, list[tuple[str, pd.Series]]]) -> list[str]:
+    """Quantities that change within a phase, without those that have the course of an earlier one; all if none is left.
+
+    A course is what is seen: two curves that differ in offset and scale only look the same.
+    """
+    told: list[list[tuple[str, pd.Series]]] = []
+    names = []
+    for name, parts in curves.items():
+        if all(np.ptp(curve) <= _FLAT * max(np.abs(curve).max(), 1e-12) for _, curve in parts):
+            continue
+        values = np.concatenate([curve.to_numpy() for _, curve in parts])
+        low, high = np.nanmin(values), np.nanmax(values)
+        course = [(mode, (curve - low) / (high - low)) for mode, curve in parts]
+        course.sort(key=lambda part: (part[0], part[1].index[0]))
+        if not any(_same_course(course, other) for other in told):
+            told.append(course)
+            names.append(name)
+    return names or list(curves)
+
+
+def _range(curves: list[pd.Series]) -> tuple[float, float]:
+    """Limits of a panel: the steep first epochs of a phase may leave it where all else would be a flat line."""
+    settled = np.concatenate([curve.to_numpy()[int(_STEEP * len(curve)) :] for curve in curves])
+    values = np.concatenate([curve.to_numpy() for curve in curves])
+    low, high = np.nanmin(values), np.nanmax(values)
+    if np.nanmax(settled) - np.nanmin(settled) < (high - low) / 3:
+        low, high = np.nanmin(settled), np.nanmax(settled)
+    spread = (high - low) or abs(high) or 1.0
+    return low - 0.05 * spread, high + 0.2 * spread  # room for the names of the phases
+
+
+def _same_course(one: list[tuple[str, pd.Series]], other: list[tuple[str, pd.Series]]) -> bool:
+    return len(one) == len(other) and all(
+        mode == mode_of_other and curve.index.equals(its.index) and np.allclose(curve, its, atol=_SEEN)
+        for (mode, curve), (mode_of_other, its) in zip(one, other, strict=True)
+    )
 
 
 def _curves(logged: dict[str, pd.DataFrame], phases: list[tuple[str, int]]) -> dict[str, list[tuple[str, pd.Series]]]:

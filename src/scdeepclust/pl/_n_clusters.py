@@ -2,14 +2,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scdeepclust.pl._style import PALETTE
+from scdeepclust.pl._style import PALETTE, finish
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from matplotlib.axes import Axes
 
 
-def n_clusters(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def n_clusters(
+    table: pd.DataFrame, *, ax: Axes | None = None, show: bool | None = None, save: str | Path | None = None
+) -> Axes:
     """Separation and stability of the clusters against their number, with the shortlist marked.
 
     Parameters
@@ -17,7 +21,11 @@ def n_clusters(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     table
         Result of :func:`scdeepclust.tl.estimate_n_clusters`.
     ax
-        Axes to draw on; a new figure by default.
+        Where to draw. Default: a new figure.
+    show
+        Also show the figure, as a script needs it.
+    save
+        Also write the figure to this file; its ending sets the format.
 
     Returns
     -------
@@ -59,4 +67,4 @@ def n_clusters(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.axvline(number, color=PALETTE[6], linewidth=1, linestyle="-" if rank == 1 else ":")
         ax.annotate(str(number), (number, 1.01), xycoords=("data", "axes fraction"), ha="center", va="bottom",
                     weight="bold" if rank == 1 else "normal")  # fmt: skip
-    return ax
+    return finish(ax, show, save)

@@ -7,12 +7,22 @@ import numpy as np
 import pandas as pd
 
 from scdeepclust._keys import ResultKeys
-from scdeepclust.pl._style import category_colors, obs_column
+from scdeepclust.pl._style import (
+    LONGEST_ON_PLOT,
+    Panels,
+    category_colors,
+    finish,
+    legend_beside,
+    obs_column,
+    spread,
+    written,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Inches of one panel, and nodes of the longest arrow.
 _PANEL = 3.2
@@ -20,7 +30,15 @@ _LONGEST = 1.2
 _STANDARD = ("clusters", "hits", "u_matrix")
 
 
-def som(adata: AnnData, key: str = "somvae", *, color: str | Sequence[str] = _STANDARD, n_columns: int = 3) -> Figure:
+def som(
+    adata: AnnData,
+    key: str = "somvae",
+    *,
+    color: str | Sequence[str] = _STANDARD,
+    n_columns: int = 3,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Panels:
     """The map of a SOMVAE model, one panel for each thing it is coloured by.
 
     Parameters
@@ -36,10 +54,14 @@ def som(adata: AnnData, key: str = "somvae", *, color: str | Sequence[str] = _ST
         others, paler where others mix in). White lines separate clusters; crossed nodes have no cells.
     n_columns
         Panels in a row.
+    show
+        Also show the figure, as a script needs it.
+    save
+        Also write the figure to this file; its ending sets the format.
 
     Returns
     -------
-    The figure.
+    The axes by what they are coloured by.
 
     Raises
     ------
@@ -54,8 +76,7 @@ def som(adata: AnnData, key: str = "somvae", *, color: str | Sequence[str] = _ST
     >>> model = sdc.model.SOMVAE(adata, n_clusters=3, grid=(3, 4))
     >>> model.train(pretrain_epochs=2, max_epochs=1, enable_progress_bar=False)
     >>> model.write_back()
-    >>> figure = sdc.pl.som(adata, color=["hits", "gene_0"])
-    >>> [ax.get_title() for ax in figure.axes[:2]]
+    >>> list(sdc.pl.som(adata, color=["hits", "gene_0"]))
     ['hits', 'gene_0']
     """
     import matplotlib.pyplot as plt
@@ -67,16 +88,26 @@ def som(adata: AnnData, key: str = "somvae", *, color: str | Sequence[str] = _ST
     shape = results["grid"]
     width = _PANEL * min(max(shape[1] / shape[0], 0.8), 2)
     size = (min(n_columns, len(panels)) * (width + 0.7), n_rows * (_PANEL + 0.3))
-    figure, axes = plt.subplots(n_rows, min(n_columns, len(panels)), figsize=size, layout="constrained", squeeze=False)
+    _, axes = plt.subplots(n_rows, min(n_columns, len(panels)), figsize=size, layout="constrained", squeeze=False)
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     for ax, (name, values, style) in zip(axes.flat, panels, strict=False):
         _draw_plane(ax, adata, key, results, values, style)
         ax.set_title(name)
-    return figure
+    for ax in axes.flat[: len(panels)]:  # when all panels have their place
+        spread(ax, list(ax.texts))
+    return finish(Panels(zip(names, axes.flat, strict=False)), show, save)
 
 
-def transitions(adata: AnnData, key: str = "somvae", *, min_count: float = 5.0, ax: Axes | None = None) -> Axes:
+def transitions(
+    adata: AnnData,
+    key: str = "somvae",
+    *,
+    min_count: float = 5.0,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes:
     """Where cells go on the map: an arrow from each node along the mean step of its cells.
 
     Parameters
@@ -89,6 +120,10 @@ def transitions(adata: AnnData, key: str = "somvae", *, min_count: float = 5.0, 
         Nodes with fewer transitions get no arrow.
     ax
         Where to draw. Default: a new figure.
+    show
+        Also show the figure, as a script needs it.
+    save
+        Also write the figure to this file; its ending sets the format.
 
     Returns
     -------
@@ -139,7 +174,8 @@ def transitions(adata: AnnData, key: str = "somvae", *, min_count: float = 5.0, 
     )  # fmt: skip
     ax.scatter(at[enough & ~moving, 0], at[enough & ~moving, 1], s=80 / max(results["grid"]), color="0.1", zorder=3)
     ax.set_title("transitions")
-    return ax
+    spread(ax, list(ax.texts))
+    return finish(ax, show, save)
 
 
 def som_results(adata: AnnData, key: str) -> dict[str, Any]:
@@ -221,21 +257,21 @@ def _draw_categories(
 ) -> None:
     """Squares in the colours of their category, with its name in the middle of its region."""
     from matplotlib.colors import to_rgb
-    from matplotlib.patheffects import withStroke
 
     names = style["categories"]
     palette = np.array([to_rgb(c) for c in category_colors(adata, style["column"], len(names))] + [(1.0, 1.0, 1.0)])
     alpha = np.asarray(style.get("share", style.get("alpha", 1.0)))[..., None]
     rgb = 1 - (1 - palette[codes]) * np.broadcast_to(alpha, (len(codes), 1))
     ax.imshow(rgb.reshape(*shape, 3), aspect="equal", interpolation="nearest")
+    present = np.unique(codes[codes >= 0])
+    if max(len(names[code]) for code in present) > LONGEST_ON_PLOT:
+        legend_beside(ax, {names[code]: tuple(palette[code]) for code in present}, "upper left")
+        return
     for code in np.unique(codes[codes >= 0]):
         rows, columns = np.divmod(np.flatnonzero(codes == code), shape[1])
         # on the node of the category that is closest to its middle, so that the name never lies on another one
         middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-        ax.text(
-            columns[middle], rows[middle], names[code], ha="center", va="center", fontsize="small", color="black",
-            path_effects=[withStroke(linewidth=2, foreground="white")], zorder=4,
-        )  # fmt: skip
+        written(ax, columns[middle], rows[middle], names[code], zorder=4)
 
 
 def _draw_borders(ax: Axes, cluster: np.ndarray) -> None:

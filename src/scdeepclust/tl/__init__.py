@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from scdeepclust.tl._cluster_tree import ClusterTree, cluster_tree
+from scdeepclust.tl._compare import compare
+from scdeepclust.tl._comparison import Comparison, read_comparison
 from scdeepclust.tl._consensus import consensus
 from scdeepclust.tl._facets import facet_report
 from scdeepclust.tl._gate_scores import gate_curves, score_gates
 from scdeepclust.tl._gates import rank_gates
 from scdeepclust.tl._integration import benchmark_integration
 from scdeepclust.tl._n_clusters import estimate_n_clusters
+from scdeepclust.tl._report import report
 from scdeepclust.tl._score import score_clusters
 from scdeepclust.tl._time import time_control
 
 __all__ = [
     "ClusterTree",
+    "Comparison",
     "benchmark_integration",
     "cluster_tree",
+    "compare",
     "consensus",
     "estimate_n_clusters",
     "facet_report",
     "gate_curves",
     "rank_gates",
+    "read_comparison",
+    "report",
     "score_clusters",
     "score_gates",
     "time_control",

@@ -375,6 +375,9 @@ def test_drawings(trained):
     ax = sdc.pl.cell_gates(adata, adata.obs_names[7], n_genes=6)
     assert len(ax.patches) <= 6
     assert adata.obs_names[7] in ax.get_title()
+    assert "less" in ax.get_xlabel()
+    assert "average cell" in ax.get_xlabel()
+    assert "counts" in ax.get_ylabel()
     with pytest.raises(ValueError, match="no cell 'x'"):
         sdc.pl.cell_gates(adata, "x")
     with pytest.raises(ValueError, match="found row 800"):

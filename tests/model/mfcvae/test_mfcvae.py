@@ -203,9 +203,13 @@ def test_report_and_plot(crossed):
         sdc.tl.facet_report(adata)
     target = adata.copy()
     model.write_back(target, key_added="mine")
-    figure = sdc.pl.facets(target, "mine", covariates="cell_type", n_genes=5)
-    assert [ax.get_title() for ax in figure.axes[:3]] == ["mutual information", "facet 0", "facet 1"]
-    plt.close(figure)
+    panels = sdc.pl.facets(target, "mine", covariates="cell_type", n_genes=2)
+    assert list(panels) == [ax.get_title() for ax in panels.values()] == ["mutual information", "facet 0", "facet 1"]
+    for j in (0, 1):  # genes of every cluster
+        loadings = target.varm[f"mine_facet{j}_loadings"].dropna()
+        shown = loadings.loc[[text.get_text() for text in panels[f"facet {j}"].get_yticklabels()]]
+        assert (np.bincount(shown.to_numpy().argmax(axis=1), minlength=loadings.shape[1]) == 2).all()
+    plt.close(panels.figure)
     with pytest.raises(ValueError, match="write_back"):
         sdc.pl.facets(adata, "other")
 

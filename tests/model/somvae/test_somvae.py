@@ -409,9 +409,9 @@ def drawn(_course):
 
 def test_every_plane_is_drawn(drawn):
     names = ["clusters", "hits", "u_matrix", "gene_0", "time", "cell_type"]
-    figure = sdc.pl.som(drawn, color=names)
-    panels = [ax for ax in figure.axes if ax.get_title()]
-    assert [ax.get_title() for ax in panels] == names
+    drawing = sdc.pl.som(drawn, color=names)
+    panels = list(drawing.values())
+    assert list(drawing) == [ax.get_title() for ax in panels] == names
     hits = panels[1].images[0].get_array()
     nodes = drawn.obs["somvae_node"].value_counts()
     assert hits.shape == (4, 5)
@@ -425,12 +425,28 @@ def test_every_plane_is_drawn(drawn):
 def test_renamed_clusters_are_drawn_with_their_new_names(drawn):
     renamed = drawn.copy()
     renamed.obs["somvae"] = renamed.obs["somvae"].cat.rename_categories(lambda c: f"type {c}")
-    planes = [sdc.pl.som(adata, color="clusters").axes[0] for adata in (drawn, renamed)]
+    planes = [sdc.pl.som(adata, color="clusters")["clusters"] for adata in (drawn, renamed)]
     before, after = (ax.images[0].get_array() for ax in planes)
     np.testing.assert_array_equal(before, after)
     assert (np.asarray(after) < 1).any()
     names = [{text.get_text() for text in ax.texts} for ax in planes]
     assert names[1] == {f"type {name}" for name in names[0]}
+
+
+def test_names_on_the_map_do_not_overlap(drawn):
+    """Short names are pushed apart, long ones go into a legend."""
+    drawn = drawn.copy()
+    scattered = np.random.default_rng(0).integers(0, 12, drawn.n_obs)
+    drawn.obs["lane"] = pd.Categorical([f"lane{i:03}" for i in scattered])
+    drawn.obs["kind"] = drawn.obs["lane"].cat.rename_categories(lambda name: f"a long name of {name}")
+    panels = sdc.pl.som(drawn, color=["lane", "kind"])
+    panels.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in panels["lane"].texts]
+    assert len(boxes) > 4
+    assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[i + 1 :])
+    assert not panels["kind"].texts
+    names = [text.get_text() for text in panels["kind"].get_legend().get_texts()]
+    assert "a long name of lane003" in names
 
 
 def test_arrows_point_along_the_mean_step(drawn):
