@@ -73,9 +73,10 @@ def one_line_errors(*kinds: type[Exception], exit_code: int = 2) -> Iterator[Non
         raise typer.Exit(exit_code) from error
 
 
-# Arguments that are lists, and options that are repeated instead.
+# Arguments that are lists, and options that are repeated instead; and one with another name.
 _REPEATED = {
     "guides": "guide",
+    "n_jobs": "jobs",
     **{f"{kind}_covariate_keys": f"{kind}_covariate" for kind in ("categorical", "continuous")},
 }
 

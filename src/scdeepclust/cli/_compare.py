@@ -13,7 +13,7 @@ from rich.table import Table
 from scdeepclust.model._systems import SYSTEMS
 
 from ._app import app, messages, one_line_errors, prepare_libraries, results
-from ._fit import read
+from ._open import open_counts
 from ._options import MaxEpochs, PretrainEpochs
 
 _MODELS = ",".join(system.key for system in SYSTEMS)
@@ -29,7 +29,7 @@ class Engine(StrEnum):
 
 @app.command()
 def compare(
-    data: Annotated[Path, typer.Argument(metavar="IN.h5ad", help="AnnData file with raw counts.", show_default=False)],
+    data: Annotated[Path, typer.Argument(metavar="IN", help="File or folder with raw counts.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the runs. What is there already is not done again.")],
     models: Annotated[str, typer.Option(help="Models, separated by commas; none for no model.")] = _MODELS,
     baselines: Annotated[
@@ -40,7 +40,7 @@ def compare(
     n_clusters: Annotated[
         str, typer.Option(help="Numbers of clusters separated by commas; open: each method finds its own.")
     ] = "open",
-    layer: Annotated[str | None, typer.Option(help="Layer with the counts.", show_default="X")] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer with the counts.", show_default="found by looking")] = None,
     batch_key: Annotated[str | None, typer.Option(help="Column of obs with the technical batch.")] = None,
     label_key: Annotated[str | None, typer.Option(help="Column of obs with known labels, for scores.")] = None,
     n_top_genes: Annotated[int, typer.Option(min=2, help="All methods get this many highly variable genes.")] = 2000,
@@ -59,7 +59,7 @@ def compare(
 
     Killed or out of time, the same command goes on where it stopped.
     """
-    with one_line_errors(ValueError, OSError, ImportError), _named_as_typed():
+    with one_line_errors(ValueError, OSError, ImportError):
         from ._files import check_suffix
 
         check_suffix("--report", report, ".html")
@@ -74,7 +74,7 @@ def compare(
         prepare_libraries(seed=0)
         from scdeepclust.tl import compare as run_all
 
-        adata = read(data)
+        adata, layer = open_counts([data], layer)
         with one_line_errors(RuntimeError, exit_code=1), engine_of(engine, address):
             comparison = run_all(
                 adata, out, **options, batch_key=batch_key, label_key=label_key, layer=layer, n_top_genes=n_top_genes,
@@ -115,20 +115,6 @@ def engine_of(engine: Engine, address: str | None) -> Iterator[None]:
 
         with Client(address) if address else Client(threads_per_worker=1), joblib.parallel_config(backend="dask"):
             yield
-
-
-@contextmanager
-def _named_as_typed() -> Iterator[None]:
-    """Errors of the function name its arguments; here they are options."""
-    try:
-        yield
-    except ValueError as error:
-        text = str(error)
-        for name in ("n_clusters", "n_top_genes", "batch_key", "label_key", "n_jobs", "models", "baselines", "seeds",
-                     "layer", "out", "scib", "max_epochs", "pretrain_epochs"):  # fmt: skip
-            option = "--jobs" if name == "n_jobs" else "--" + name.replace("_", "-")
-            text = text.replace(f"`{name}`", option)
-        raise ValueError(text) from error
 
 
 def _names(text: str) -> list[str]:
