@@ -320,3 +320,16 @@ def test_version_needs_none_of_the_heavy_libraries():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("scdeepclust ")
     assert done.stdout.endswith("\n[]\n")
+
+
+def test_variable_genes_vary_within_batches_not_between_them():
+    """A gene that is high in one batch and flat in each is no marker; whether batches are looked at decides."""
+    rng = np.random.default_rng(0)
+    batch, group = np.repeat([0, 1], 150), np.tile([0, 1, 2], 100)
+    mean = np.full((300, 200), 3.0)
+    mean[:, :10] = np.where(group[:, None] == np.arange(10) % 3, 7, 1)  # markers
+    mean[:, 10:30] = np.where(batch[:, None] == np.arange(20) % 2, 5.9, 0.1)  # of a batch
+    obs = pd.DataFrame({"batch": batch.astype(str)}, index=[str(i) for i in range(300)])
+    adata = anndata.AnnData(rng.poisson(mean).astype(np.float32), obs=obs)
+    assert _fit._variable_genes(adata, None, "batch", 10)[:10].all()
+    assert _fit._variable_genes(adata, None, None, 10)[:10].sum() < 5

@@ -105,12 +105,11 @@ def step(make: Callable, phase: str, **kwargs) -> None:
     assert all(g.device.type == "meta" for g in gradients)
 
 
+OTHERS = ("zinb", "poisson", "normal", "beta_binomial")
+
+
 @pytest.mark.parametrize(
-    ("name", "likelihood"),
-    [
-        *((name, "nb") for name in STEPS),
-        *(("GMVAE vae", other) for other in ("zinb", "poisson", "normal", "beta_binomial")),
-    ],
+    ("name", "likelihood"), [*((name, "nb") for name in STEPS), *(("GMVAE vae", other) for other in OTHERS)]
 )
 def test_a_step_waits_for_nothing_and_moves_nothing(name, likelihood, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "one_hot", one_hot)

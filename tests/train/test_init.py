@@ -124,3 +124,12 @@ def test_the_cost_of_a_merge_is_that_of_ward_for_small_groups_and_a_distance_for
     assert cost[0, 1] == cost[1, 0] == pytest.approx(25 * 8 / (8 + 12))  # 10 * 40 / 50 = 8 cells
     assert cost[0, 2] == pytest.approx(1 * 8 / (8 + 12))
     assert cost[1, 2] == pytest.approx(18 * 20 / (20 + 12))
+
+
+def test_merged_centres_are_moved_to_the_means_of_their_points():
+    """Merging leaves centres where whole micro-clusters put them; points at the borders belong to others."""
+    points, _ = blobs([300, 200, 100], spread=2.5)
+    centers = init_module._merged_centers(points, 3, n_init=3, seed=0)
+    node = nearest(points, centers)
+    means = np.stack([points[node == k].mean(axis=0) for k in range(3)])
+    np.testing.assert_allclose(centers, means, atol=1e-6)

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import scdeepclust as sdc
 from scdeepclust.model.mfcvae._fade_in import FadeIn
-from scdeepclust.train import NonFiniteLossError, epochs_for_steps, one_thread, split_cells
+from scdeepclust.train import NonFiniteLossError, _plan, epochs_for_steps, one_thread, split_cells
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -148,10 +148,29 @@ class _Poison(Callback):
                 pl_module.module.z_head.weight[0, 0] = float("inf")
 
 
-def test_a_loss_that_is_not_finite_names_phase_epoch_and_parameter_and_keeps_the_last_good_state(model):
+@pytest.mark.parametrize("looks_later", [False, True], ids=["cpu", "as on a gpu"])
+@pytest.mark.parametrize("look_every", [2, 50])
+def test_a_loss_that_is_not_finite_names_phase_epoch_and_parameter_and_keeps_the_last_good_state(
+    model, monkeypatch, looks_later, look_every
+):
+    monkeypatch.setattr(_plan.ClusteringPlan, "_looks_later", looks_later)
+    monkeypatch.setattr(_plan, "LOOK_EVERY", look_every)
     with pytest.raises(NonFiniteLossError, match=r"phase 'cluster', epoch 1.*'z_head\.weight'"):
         model.train(pretrain_epochs=1, max_epochs=3, callbacks=[_Poison()], **QUIET)
     assert all(torch.isfinite(p).all() for p in model.module.parameters())
+
+
+def test_looking_later_changes_no_fit(adata, monkeypatch):
+    latents = []
+    for looks_later in (False, True):
+        monkeypatch.setattr(_plan.ClusteringPlan, "_looks_later", looks_later)
+        scvi.settings.seed = 0
+        sdc.model.SCDeepCluster.setup_anndata(adata)
+        model = sdc.model.SCDeepCluster(adata, n_clusters=4, n_hidden=16)
+        model.train(pretrain_epochs=2, max_epochs=2, **QUIET)
+        latents.append(model.get_latent_representation())
+    scvi.settings.seed = None
+    np.testing.assert_array_equal(*latents)
 
 
 class _Interrupt(Callback):
