@@ -302,6 +302,65 @@ def test_benchmark_says_what_is_missing(embedded, counts):
     assert "no embeddings" in result.output
 
 
+# --- compare and report
+
+
+def test_compare_prints_one_table_for_each_way_to_set_k_and_goes_on(counts, tmp_path):
+    out = tmp_path / "runs"
+    options = ["--models", "gmvae", "--baselines", "pca", "--n-clusters", "open,3", "--label-key", "cell_type"]
+    options += ["--jobs", 1, *QUICK]
+    result = run("compare", counts, "--out", out, "--seeds", 1, *options)
+    assert result.exit_code == 0, result.output
+    assert [line.strip() for line in result.stdout.splitlines() if line.strip() in ("K open", "K = 3")] == [
+        "K open", "K = 3"
+    ]  # fmt: skip
+    assert "5 runs in" in result.stdout
+    before = {path.name: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    page = tmp_path / "page.html"
+    again = run("compare", counts, "--out", out, "--seeds", "0,4", *options, "--report", page)
+    assert again.exit_code == 0, again.output
+    after = {path.name: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    assert len(after) == 10
+    assert before.items() <= after.items()
+    assert "Which method" in page.read_text()
+    refused = run("report", out, "--out", page)
+    assert refused.exit_code == 2
+    assert "use --overwrite" in refused.stderr
+    wrong = run("report", out, "--out", page, "--overwrite", "--key", "gmvae")
+    assert wrong.exit_code == 2
+    assert "--key: there is no run 'gmvae'" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--models", "gmvae,umap"], "--models must be one of"),
+        (["--baselines", "louvain"], "--baselines must be one of"),
+        (["--seeds", "a"], "--seeds: give a number of seeds"),
+        (["--n-clusters", "many"], "--n-clusters: give numbers"),
+        (["--n-clusters", "1"], "--n-clusters must be a whole number"),
+        (["--batch-key", "lane"], "--batch-key: there is no column 'lane'"),
+        (["--label-key", "kind"], "--label-key: `adata.obs` has no column 'kind'"),
+        (["--address", "127.0.0.1:1"], "--address: there is none for --engine local"),
+        (["--report", "page.pdf"], "--report: page.pdf must end in .html"),
+    ],
+)
+def test_compare_names_the_option_as_typed(counts, tmp_path, options, message):
+    result = run("compare", counts, "--out", tmp_path / "runs", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_report_of_what_is_not_there(counts, tmp_path):
+    result = run("report", tmp_path / "no.h5ad", "--out", tmp_path / "page.html")
+    assert (result.exit_code, "no such file or folder" in result.stderr) == (2, True)
+    result = run("report", counts, "--out", tmp_path / "page.html")
+    assert (result.exit_code, "--key: there are no results" in result.stderr) == (2, True)
+    result = run("report", counts, "--out", tmp_path / "page.txt")
+    assert (result.exit_code, "must end in .html" in result.stderr) == (2, True)
+
+
 # --- version
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
+import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import joblib
+import psutil
 import pytest
 
 import scdeepclust as sdc
@@ -48,54 +50,80 @@ def test_dask_gives_the_same_table(local, tmp_path):
         assert same(sdc.tl.compare(adata, tmp_path / "runs", **OPTIONS), expected)
 
 
+class RayNodes:
+    """A head without workers and nodes of one processor each, started on this machine as if they were several."""
+
+    def __init__(self, place):
+        # a node must find this source tree
+        self.environment = os.environ | {"PYTHONPATH": str(Path(sdc.__file__).parents[1])}
+        self.address, self.processes = "127.0.0.1:6399", []
+        self.start("--head", "--port=6399", "--num-cpus=0", f"--temp-dir={place}", "--include-dashboard=false")
+
+    def start(self, *options):
+        ray = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--object-store-memory=100000000"]
+        process = subprocess.Popen(
+            [*ray, "--disable-usage-stats", *options], env=self.environment, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.processes.append(process)
+
+    def kill(self, process):
+        """As when a machine is lost: everything of it at once."""
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait()
+
+
 @pytest.fixture
-def ray_cluster(tmp_path):
-    """A head without workers and two nodes with one processor each, started as on two machines."""
+def ray_nodes():
     pytest.importorskip("ray")
-    ray = [str(Path(sys.executable).parent / "ray")]
-    # nodes must find this source tree, and each its own place for files
-    environment = os.environ | {"PYTHONPATH": str(Path(sdc.__file__).parents[1]), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-    port, place = "6399", f"/tmp/ray_{os.getpid()}"
-    memory = ["--object-store-memory", "100000000", "--disable-usage-stats"]
-    head = ["start", "--head", "--port", port, "--num-cpus", "0", "--temp-dir", place, "--include-dashboard", "false"]
-    subprocess.run([*ray, *head, *memory], env=environment, check=True, capture_output=True)
-    nodes = [
-        subprocess.Popen(
-            [*ray, "start", "--address", f"127.0.0.1:{port}", "--num-cpus", "1", "--block", *memory],
-            env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    yield f"127.0.0.1:{port}", nodes
-    for node in nodes:
-        if node.poll() is None:
-            os.killpg(node.pid, signal.SIGTERM)
-    subprocess.run([*ray, "stop"], env=environment, check=False, capture_output=True)
+    place = f"/tmp/ray_{os.getpid()}"  # short: sockets below it must fit into 107 characters
+    nodes = RayNodes(place)
+    yield nodes
+    for process in reversed(nodes.processes):
+        if process.poll() is None:
+            nodes.kill(process)
+    shutil.rmtree(place, ignore_errors=True)
 
 
-def test_ray_gives_the_same_table_although_a_node_is_killed(local, tmp_path, ray_cluster):
+def wait_until(condition, seconds=180):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def answers(address):
+    host, port = address.split(":")
+    with socket.socket() as connection:
+        return connection.connect_ex((host, int(port))) == 0
+
+
+def test_ray_gives_the_same_table_although_a_node_is_killed(local, tmp_path, ray_nodes):
     import ray
 
     from scdeepclust.cli._compare import Engine, engine_of
 
     adata, expected = local
-    address, nodes = ray_cluster
     folder = tmp_path / "runs"
 
     def kill_a_node_in_the_middle():
-        while len(list(folder.glob("runs/*.npz"))) < 2:
-            time.sleep(0.1)
-        os.killpg(nodes[0].pid, signal.SIGKILL)
+        wait_until(lambda: len(list(folder.glob("runs/*.npz"))) >= 2, 900)
+        ray_nodes.kill(ray_nodes.processes[1])
 
     thread = threading.Thread(target=kill_a_node_in_the_middle, daemon=True)
+    wait_until(lambda: answers(ray_nodes.address))
     try:
-        with engine_of(Engine.ray, address):
-            while ray.cluster_resources().get("CPU", 0) < 2:
-                time.sleep(0.2)
+        with engine_of(Engine.ray, ray_nodes.address):
+            for n in (1, 2):  # one after the other: two at once may choose the same port
+                ray_nodes.start(f"--address={ray_nodes.address}", "--num-cpus=1")
+                wait_until(lambda n=n: ray.cluster_resources().get("CPU", 0) == n)
             thread.start()
             result = sdc.tl.compare(adata, folder, **OPTIONS)
+            thread.join(10)
     finally:
         ray.shutdown()
-    assert nodes[0].wait(10) == -signal.SIGKILL
+    assert ray_nodes.processes[1].poll() is not None
     assert not result.missing
     assert same(result, expected)
