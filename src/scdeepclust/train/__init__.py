@@ -1,6 +1,8 @@
 """How a model is fitted, whatever the model: phases, training plan, data, start labels, callbacks."""
 
-from ._callbacks import GracefulInterrupt, PhaseProgressBar, RefreshTargets
+from ._arguments import check_names
+from ._callbacks import GracefulInterrupt, LearnOnly, PhaseProgressBar, RefreshTargets
+from ._checkpoint import digest, undone_on_failure
 from ._data import BlockShuffleLoader, CountsDataset, CountsManager, CountsSplitter, Minibatch, to_device
 from ._init import (
     Initialiser,
@@ -12,12 +14,13 @@ from ._init import (
     merge_costs,
     n_communities,
     nearest,
-    one_thread,
     sample_points,
 )
 from ._n_clusters import count_table
-from ._phases import Phase, PhasedTrainingMixin, epochs_for_steps, split_cells
+from ._phase import Phase, epochs_for_steps, split_cells
+from ._phases import PhasedTrainingMixin
 from ._plan import ClusteringPlan, NonFiniteLossError
+from ._threads import keep_threads, one_thread
 
 __all__ = [
     "BlockShuffleLoader",
@@ -27,16 +30,20 @@ __all__ = [
     "CountsSplitter",
     "GracefulInterrupt",
     "Initialiser",
+    "LearnOnly",
     "Minibatch",
     "NonFiniteLossError",
     "Phase",
     "PhaseProgressBar",
     "PhasedTrainingMixin",
     "RefreshTargets",
+    "check_names",
     "count_table",
+    "digest",
     "epochs_for_steps",
     "given_labels",
     "initial_labels",
+    "keep_threads",
     "kmeans_labels",
     "leiden_labels",
     "means_and_sizes",
@@ -47,4 +54,5 @@ __all__ = [
     "sample_points",
     "split_cells",
     "to_device",
+    "undone_on_failure",
 ]
