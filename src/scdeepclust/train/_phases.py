@@ -322,6 +322,8 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
 
     def _take_state(self, state: dict[str, Any]) -> None:
         """Become what the model was when the state was written."""
+        for name in [name for name in vars(self) if name.endswith("_") and name != "registry_"]:
+            delattr(self, name)
         for name, value in state["attributes"].items():
             setattr(self, name, value)
         self.module.__dict__ = state["module"].__dict__
