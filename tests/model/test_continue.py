@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import signal
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 import scvi
 import torch
 from lightning.pytorch.callbacks import Callback
+from scipy.optimize import linear_sum_assignment
 from scvi.train import SaveCheckpoint
 
 import scdeepclust as sdc
@@ -38,7 +40,7 @@ def new(model_cls, adata, **kwargs):
     if model_cls is sdc.model.MFCVAE:
         kwargs = {"n_facet_clusters": 2} | kwargs
     model_cls.setup_anndata(adata, batch_key="batch")
-    return model_cls(adata, **({"n_clusters": 4, "n_hidden": 16} | kwargs))
+    return model_cls(adata, **({"n_clusters": 4, "n_hidden": 16, "init": "kmeans", "n_init": 1} | kwargs))
 
 
 # -- a fit saved in the middle ----------------------------------------------------------------------------------------
@@ -122,7 +124,8 @@ def test_what_cells_started_from_is_kept_in_the_numbers_of_the_clusters(adata, n
         table = pd.crosstab(before.numpy(), after.numpy())
         assert (table > 0).sum(axis=1).max() == (table > 0).sum(axis=0).max() == 1  # the same up to the numbers
     if name in ("SCDeepCluster", "GMVAE"):
-        assert (second.numpy().astype(str) == model.predict()).mean() > 0.8
+        table = pd.crosstab(second.numpy(), model.predict())
+        np.testing.assert_array_equal(*linear_sum_assignment(-table))  # in the numbers that the clusters now have
     model.save(str(tmp_path / "m"))
     others = adata[::-1].copy()
     model = type(model).load(str(tmp_path / "m"), others)  # other cells have not started from there
@@ -163,6 +166,10 @@ class _Fail(Callback):
 
 
 FAILURES = {"raises": KeyError, "not finite": NonFiniteLossError, "interrupted": KeyboardInterrupt}
+FAILING = [
+    *((model_cls, "not finite", True) for model_cls in MODELS),
+    *((sdc.model.GMVAE, how, trained) for how, trained in product(FAILURES, (True, False)) if how != "not finite"),
+]
 
 
 def _snapshot(model):
@@ -170,8 +177,7 @@ def _snapshot(model):
     return pickle.dumps(attributes), {name: value.clone() for name, value in model.module.state_dict().items()}
 
 
-@pytest.mark.parametrize("how", FAILURES)
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(("model_cls", "how", "trained"), FAILING)
 def test_a_call_that_fails_changes_nothing(model_cls, adata, how, trained):
     model = new(model_cls, adata, n_clusters=None)
     if trained:

@@ -43,7 +43,8 @@ def reference(model_cls, adata, known="abc"):
     known = adata[adata.obs["batch"].isin(list(known))].copy()
     model_cls.setup_anndata(known, **SETUP)
     kwargs = {"n_facet_clusters": 2} if model_cls is sdc.model.MFCVAE else {}
-    model = model_cls(known, n_clusters=4, n_hidden=16, encode_covariates=True, dispersion="gene-batch", **kwargs)
+    kwargs |= {"n_clusters": 4, "n_hidden": 16, "encode_covariates": True, "dispersion": "gene-batch"}
+    model = model_cls(known, init="kmeans", n_init=1, **kwargs)
     model.train(pretrain_epochs=3, max_epochs=1, **QUIET)
     return model
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from scvi.train import SaveCheckpoint, TrainerConfig, TrainingPlanConfig
 from threadpoolctl import ThreadpoolController
 
 import scdeepclust as sdc
-from scdeepclust.train import keep_threads, one_thread, split_cells
+from scdeepclust.train import _threads, keep_threads, one_thread, split_cells
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 SHORT = {"pretrain_epochs": 2, "max_epochs": 2} | QUIET
@@ -23,7 +21,7 @@ SHORT = {"pretrain_epochs": 2, "max_epochs": 2} | QUIET
 
 def new(adata, **kwargs):
     sdc.model.SCDeepCluster.setup_anndata(adata, batch_key="batch")
-    return sdc.model.SCDeepCluster(adata, n_clusters=4, n_hidden=16, tol=0, **kwargs)
+    return sdc.model.SCDeepCluster(adata, n_clusters=4, n_hidden=16, init="kmeans", n_init=1, tol=0, **kwargs)
 
 
 @pytest.fixture
@@ -141,7 +139,7 @@ def test_configurations_of_scvi_tools_say_what_differs_from_its_defaults(model):
         {"early_stopping": True},
         {"plan_kwargs": {"reduce_lr_on_plateau": True}},
         {"callbacks": [EarlyStopping(monitor="elbo_validation", patience=50)]},
-        {"callbacks": [SaveCheckpoint(dirpath="kept")]},
+        {"callbacks": [SaveCheckpoint(dirpath="kept", monitor="train_loss")]},
     ],
     ids=lambda asks: next(iter(asks)),
 )
@@ -225,7 +223,7 @@ def test_every_model_takes_what_a_search_gives(name, adata):
 
 
 @pytest.fixture
-def _threads():
+def _torch_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -237,7 +235,7 @@ def others_set(number):
         library.set_num_threads(number)
 
 
-@pytest.mark.usefixtures("_threads")
+@pytest.mark.usefixtures("_torch_threads")
 @pytest.mark.parametrize("own", [1, 2])
 def test_training_and_getters_keep_the_threads_of_torch(model, own):
     torch.set_num_threads(own)
@@ -263,24 +261,18 @@ def test_training_and_getters_keep_the_threads_of_torch(model, own):
     assert torch.get_num_threads() == own
 
 
-def test_threads_that_numba_left_before_the_import_are_not_torchs():
-    code = """
-import os
-os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="3")
-import numba, numpy, torch
+@pytest.mark.usefixtures("_torch_threads")
+def test_threads_that_numba_left_before_the_import_are_not_torchs(monkeypatch):
+    import numba
+    from numba.np.ufunc import parallel
 
-@numba.njit(parallel=True)
-def total(x):
-    s = 0.0
-    for i in numba.prange(len(x)):
-        s += x[i]
-    return s
-
-total(numpy.ones(9))
-found = torch.get_num_threads()
-import scdeepclust.train
-print(found, torch.get_num_threads())
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found, kept = done.stdout.split()
-    assert kept == "1", found
+    torch.set_num_threads(2)
+    others_set(5)
+    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 5)
+    monkeypatch.setattr(parallel, "_is_initialized", True)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1,2")
+    assert _threads._threads_at_import() == 1
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert _threads._threads_at_import() == 2  # what torch was told
+    monkeypatch.setattr(parallel, "_is_initialized", False)
+    assert _threads._threads_at_import() == torch.get_num_threads()

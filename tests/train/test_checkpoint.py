@@ -34,7 +34,7 @@ def new(model_cls, adata, **kwargs):
     if model_cls is sdc.model.MFCVAE:
         kwargs |= {"n_facet_clusters": 2}
     model_cls.setup_anndata(adata, batch_key="batch")
-    return model_cls(adata, n_clusters=4, n_hidden=16, **kwargs)
+    return model_cls(adata, n_clusters=4, n_hidden=16, init="kmeans", n_init=1, **kwargs)
 
 
 class Stop(Callback):
@@ -216,7 +216,7 @@ _checkpoint.WRITE_EVERY = 0.0
 scvi.settings.seed = 3
 adata = sdc.datasets.simulate_counts(300, 150, n_clusters=4, n_batches=2, depth=120, seed=1)
 sdc.model.SCDeepCluster.setup_anndata(adata, batch_key="batch")
-model = sdc.model.SCDeepCluster(adata, n_clusters=4, n_hidden=16, tol=0)
+model = sdc.model.SCDeepCluster(adata, n_clusters=4, n_hidden=16, init="kmeans", n_init=1, tol=0)
 
 class Kill(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):

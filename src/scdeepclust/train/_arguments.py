@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMon
 from lightning.pytorch.loggers import CSVLogger, Logger
 from scvi import settings
 from scvi.dataloaders import AnnDataLoader, DataSplitter
-from scvi.train import ScibCallback, Trainer
+from scvi.train import SaveCheckpoint, ScibCallback, Trainer
 from torch.utils.data import DataLoader
 
 from ._plan import ClusteringPlan
@@ -126,13 +126,14 @@ class FitArguments:
         trainer = self.trainer
         if trainer.get("early_stopping"):
             return "`early_stopping`"
-        if trainer.get("enable_checkpointing") and "valid" in trainer.get("checkpointing_monitor", "validation_loss"):
-            return "`enable_checkpointing`"
+        for name in ("enable_checkpointing", "learning_rate_monitor"):  # scvi-tools validates with them
+            if trainer.get(name):
+                return f"`{name}`"
         if self.plan.get("reduce_lr_on_plateau"):
             return "`reduce_lr_on_plateau`"
         for callback in self.callbacks:
             monitor = getattr(callback, "monitor", None)
-            if "valid" in str(monitor):
+            if "valid" in str(monitor) or isinstance(callback, SaveCheckpoint):
                 return f"the callback {type(callback).__name__}(monitor={monitor!r})"
         return "`check_val_every_n_epoch`" if trainer.get("check_val_every_n_epoch") else None
 
@@ -142,6 +143,10 @@ class FitArguments:
         What follows a monitored value starts anew in each phase, because the values of two phases are no rivals:
         earlier phases get copies. Callbacks of a parameter search report once, in the last phase, and come first.
         """
+        for callback in self.callbacks:
+            # Lightning looks at such values when it validates, unless told otherwise
+            if isinstance(callback, EarlyStopping) and "valid" not in callback.monitor:
+                callback._check_on_train_epoch_end = True
         if last:
             return sorted(self.callbacks, key=lambda callback: not _belongs_to_a_search(callback))
         return [_copy_for(callback, phase) for callback in self.callbacks if not _belongs_to_a_search(callback)]

@@ -25,7 +25,10 @@ def _left_by_numba() -> bool:
     """Whether torch has the number of threads that numba gave to the process."""
     numba, pool = sys.modules.get("numba"), sys.modules.get("numba.np.ufunc.parallel")
     launched = getattr(pool, "_is_initialized", pool is not None)
-    return numba is not None and launched and torch.get_num_threads() == numba.config.NUMBA_NUM_THREADS
+    if numba is None or not launched:
+        return False
+    number = numba.config.NUMBA_NUM_THREADS
+    return torch.get_num_threads() in (number, min(number, _told_to_torch() or number))  # MKL has a core for each
 
 
 def _threads_at_import() -> int:

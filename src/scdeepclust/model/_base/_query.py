@@ -123,14 +123,15 @@ def _new_batch_columns(module: ClusteringModule, n_known: int | None) -> dict[st
     if n_known is None:  # a query that an older version saved
         n_known = int((module.batch_frequencies > 0).sum())
     n_new = module.n_batch - n_known
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
     masks = {}
-    for prefix, layers in module.named_modules():
+    for layers in module.modules():
         if n_new > 0 and isinstance(layers, FCLayers) and layers.n_cat_list[-1:] == [module.n_batch]:
             for i, block in enumerate(layers.fc_layers):
                 if layers.inject_into_layer(i):
                     mask = torch.zeros_like(block[0].weight, dtype=torch.bool)
                     mask[:, -n_new:] = True  # batches are last, the new ones behind those that are known
-                    masks[f"{prefix}.fc_layers.{i}.0.weight"] = mask
+                    masks[names[id(block[0].weight)]] = mask
     return masks
 
 
