@@ -204,7 +204,7 @@ def test_continuing_a_trained_model_keeps_its_clusters(model):
     model.train(pretrain_epochs=5, max_epochs=1, **QUIET)
     bandwidth = model.module.bandwidth.clone()
     model.train(max_epochs=1, **QUIET)
-    assert model.phases_ == [("cluster", 1)]
+    assert model.phases_ == [("pretrain", 5), ("cluster", 2)]
     assert model.module.bandwidth.equal(bandwidth)
 
 

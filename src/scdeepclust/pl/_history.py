@@ -133,16 +133,24 @@ def _same_course(one: list[tuple[str, pd.Series]], other: list[tuple[str, pd.Ser
 
 
 def _curves(logged: dict[str, pd.DataFrame], phases: list[tuple[str, int]]) -> dict[str, list[tuple[str, pd.Series]]]:
-    """For each quantity: "train" or "validation", and the values by epoch since the start of the fit."""
+    """For each quantity: "train" or "validation", and the values by epoch since the start of the fit.
+
+    A phase that a later call of `train` ran again has a series for each time.
+    """
     ends = np.cumsum([epochs for _, epochs in phases])
+    last = phases[-1][0]
     curves: dict[str, list[tuple[str, pd.Series]]] = {}
     for key, frame in logged.items():
-        phase = next((i for i, (name, _) in enumerate(phases[:-1]) if key.startswith(f"{name}_")), len(phases) - 1)
         # metrics of the last phase have no prefix
-        quantity, mode = _split_mode(key if phase == len(phases) - 1 else key.removeprefix(f"{phases[phase][0]}_"))
-        first_epoch = ends[phase] - phases[phase][1] + 1
-        values = pd.Series(frame.iloc[:, 0].to_numpy(dtype=float), index=first_epoch + np.arange(len(frame)))
-        curves.setdefault(quantity, []).append((mode, values))
+        phase = next((name for name, _ in phases if name != last and key.startswith(f"{name}_")), last)
+        quantity, mode = _split_mode(key if phase == last else key.removeprefix(f"{phase}_"))
+        values, before = frame.iloc[:, 0].astype(float), 0
+        for (name, epochs), end in zip(phases, ends, strict=True):
+            if name == phase:
+                run = values[(values.index >= before) & (values.index < before + epochs)]
+                if len(run):
+                    curves.setdefault(quantity, []).append((mode, run.set_axis(run.index - before + end - epochs + 1)))
+                before += epochs
     chosen = ("lr", "kl_weight")  # set, not learnt: last
     return {name: curves[name] for name in sorted(curves, key=lambda name: (name in chosen, name != "loss"))}
 

@@ -1,6 +1,8 @@
 """How a model is fitted, whatever the model: phases, training plan, data, start labels, callbacks."""
 
-from ._callbacks import GracefulInterrupt, PhaseProgressBar, RefreshTargets
+from ._arguments import check_names
+from ._callbacks import GracefulInterrupt, LearnOnly, PhaseProgressBar, RefreshTargets
+from ._checkpoint import digest, undone_on_failure
 from ._data import BlockShuffleLoader, CountsDataset, CountsManager, CountsSplitter, Minibatch, to_device
 from ._init import (
     MAX_POINTS,
@@ -13,12 +15,13 @@ from ._init import (
     merge_costs,
     n_communities,
     nearest,
-    one_thread,
     sample_points,
 )
 from ._n_clusters import count_table
-from ._phases import Phase, PhasedTrainingMixin, epochs_for_steps, split_cells
+from ._phase import Phase, epochs_for_steps, split_cells
+from ._phases import PhasedTrainingMixin
 from ._plan import ClusteringPlan, NonFiniteLossError
+from ._threads import keep_threads, one_thread
 from ._tree import FLOOR, cut, mean_separation, members, separation, separation_linkage, sides
 
 __all__ = [
@@ -31,17 +34,21 @@ __all__ = [
     "CountsSplitter",
     "GracefulInterrupt",
     "Initialiser",
+    "LearnOnly",
     "Minibatch",
     "NonFiniteLossError",
     "Phase",
     "PhaseProgressBar",
     "PhasedTrainingMixin",
     "RefreshTargets",
+    "check_names",
     "count_table",
     "cut",
+    "digest",
     "epochs_for_steps",
     "given_labels",
     "initial_labels",
+    "keep_threads",
     "kmeans_labels",
     "leiden_labels",
     "mean_separation",
@@ -57,4 +64,5 @@ __all__ = [
     "sides",
     "split_cells",
     "to_device",
+    "undone_on_failure",
 ]

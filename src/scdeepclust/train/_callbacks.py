@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
 
 
 class PhaseProgressBar(ProgressBar):
@@ -73,38 +74,101 @@ class PhaseProgressBar(ProgressBar):
 
 
 class GracefulInterrupt(Callback):
-    """Turn the first Ctrl-C into "stop after this step", so that what was learnt is kept.
+    """Turn the first Ctrl-C, and SIGTERM, into "stop after this step", so that what was learnt is kept.
 
-    Used both as a context around a fit and as a callback of it. A second Ctrl-C interrupts at once, as without this
-    callback. Signals can only be caught in the main thread; elsewhere this does nothing.
+    Used both as a context around a fit and as a callback of its phases. A second Ctrl-C interrupts at once, as without
+    this callback, and so does the first one between two phases. Signals can only be caught in the main thread;
+    elsewhere this does nothing. A SIGTERM that the user handles or ignores is left to the user.
     """
 
     def __init__(self):
-        self.interrupted = False
-        self._previous: Any = None
+        self.interrupted = self.terminated = False
+        self._previous: dict[int, Any] = {}
         self._trainer: Trainer | None = None
 
     def __enter__(self) -> GracefulInterrupt:
         # outside of Lightning, which notes the handlers at the start of a fit and puts those back at its end
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._stop)
+            self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._stop)
+            if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._stop)
         return self
 
     def __exit__(self, *_) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _stop(self, *_) -> None:
-        self.__exit__()  # the next one is not caught
-        self.interrupted = True
-        if self._trainer is None:
+    def _stop(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and (self.interrupted or self._trainer is None):
+            if callable(self._previous[number]):
+                self._previous[number](number, frame)
             raise KeyboardInterrupt
-        self._trainer.should_stop = True
-        self._trainer.lightning_module.interrupted = True  # type: ignore[assignment]
+        self.interrupted = True
+        self.terminated |= number == signal.SIGTERM
+        if self._trainer is not None:
+            self._trainer.should_stop = True
+            self._trainer.lightning_module.interrupted = True  # type: ignore[assignment]
 
     def on_fit_start(self, trainer, pl_module):
         """Remember what to stop."""
         self._trainer = trainer
+
+    def on_train_start(self, trainer, pl_module):
+        """Take SIGTERM back from Lightning, which would raise at the end of the epoch."""
+        if signal.SIGTERM in self._previous:
+            signal.signal(signal.SIGTERM, self._stop)
+        if self.interrupted:  # while the phase was set up
+            trainer.should_stop = pl_module.interrupted = True
+
+    def on_fit_end(self, trainer, pl_module):
+        """Forget the trainer."""
+        self._trainer = None
+
+    def on_exception(self, trainer, pl_module, exception):
+        """Forget the trainer."""
+        self._trainer = None
+
+
+class LearnOnly(Callback):
+    """Let some entries of some parameters learn, and keep everything else bit for bit.
+
+    Parameters
+    ----------
+    module
+        The module that learns.
+    masks
+        True where an entry may learn, by the name of the parameter.
+    """
+
+    def __init__(self, module: nn.Module, masks: dict[str, Tensor]):
+        self.module = module
+        self.masks = masks
+        self._kept: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+
+    def setup(self, trainer, pl_module, stage):
+        """Choose what the optimiser gets."""
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(name in self.masks)
+
+    def on_train_start(self, trainer, pl_module):
+        """Note what has to stay."""
+        self._kept = [
+            (parameter, self.masks[name].to(parameter.device), parameter.detach().clone())
+            for name, parameter in self.module.named_parameters()
+            if name in self.masks
+        ]
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        """Before gradients are clipped: the norm is that of what learns."""
+        for parameter, mask, _ in self._kept:
+            if parameter.grad is not None:
+                parameter.grad.mul_(mask)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        """Weight decay and the like move entries without a gradient, too."""
+        for parameter, mask, kept in self._kept:
+            parameter.copy_(torch.where(mask, parameter, kept))
 
 
 class RefreshTargets(Callback):
@@ -122,6 +186,14 @@ class RefreshTargets(Callback):
         self.refresh = refresh
         self.tol = tol
         self._labels: np.ndarray | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The labels of the last epoch."""
+        return {"labels": self._labels}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the labels of the last epoch."""
+        self._labels = state_dict["labels"]
 
     def on_train_epoch_start(self, trainer, pl_module):
         """Renew the targets; log the share of labels that changed."""

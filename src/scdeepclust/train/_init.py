@@ -5,14 +5,14 @@ All functions take points (cells x dimensions) and return integer labels 0..K-1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
+
+from ._threads import one_thread
 
 Initialiser = Literal["merge", "kmeans", "gmm", "leiden"]
 
@@ -26,24 +26,6 @@ RESOLUTION = 0.2
 
 # Restarts cost time in proportion to the number of points, and beyond this number more points hardly move the centres.
 MAX_POINTS = 20_000
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let scikit-learn and its kind use one thread, and give torch its number of threads back afterwards.
-
-    These problems are too small to gain from more, and the result then does not depend on the machine. Without the
-    second part the OpenMP pool, which torch shares, would be left at all cores: small training steps on a busy machine
-    then run an order of magnitude slower, because many threads spin at barriers.
-    """
-    from threadpoolctl import threadpool_limits
-
-    n_threads = torch.get_num_threads()
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def initial_labels(

@@ -3,120 +3,52 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from math import ceil
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 from scvi import settings
 from scvi.model.base import UnsupervisedTrainingMixin
+from torch import nn
 
+from ._arguments import FitArguments, check_lengths, unfolded
 from ._callbacks import GracefulInterrupt, PhaseProgressBar
+from ._checkpoint import EpochState, FitStore, describe, digest, random_states, set_random_states, undone_on_failure
 from ._data import CountsSplitter
+from ._phase import Phase, keyboard_interrupts, quiet_lightning, split_cells
 from ._plan import ClusteringPlan
+from ._threads import keep_threads
 
-
-@dataclass
-class Phase:
-    """One phase of a fit.
-
-    Parameters
-    ----------
-    name
-        Shown in the progress bar, prefix of the metrics of the phase, and passed to ``module.loss``.
-    epochs
-        Number of epochs; a phase of 0 epochs is skipped, but for its ``begin`` if it is the last one.
-    begin
-        Called before the phase with the training cells, for example to set cluster centres.
-    plan_kwargs
-        Arguments of :class:`ClusteringPlan` for this phase.
-    callbacks
-        Lightning callbacks of this phase.
-    """
-
-    name: str
-    epochs: int
-    begin: Callable[[np.ndarray], None] | None = None
-    plan_kwargs: dict[str, Any] = field(default_factory=dict)
-    callbacks: Sequence[Callback] = ()
-
-
-def epochs_for_steps(n_steps: int, n_obs: int, batch_size: int, max_epochs: int) -> int:
-    """Number of epochs that gives about ``n_steps`` gradient steps, between 1 and ``max_epochs``.
-
-    A model learns by steps; but on few cells a fixed number of steps would pass over each of them too often.
-
-    Examples
-    --------
-    >>> epochs_for_steps(1000, n_obs=2638, batch_size=128, max_epochs=200)
-    48
-    >>> epochs_for_steps(1000, n_obs=300, batch_size=128, max_epochs=200)
-    200
-    >>> epochs_for_steps(1000, n_obs=10**6, batch_size=128, max_epochs=200)
-    1
-    """
-    return max(1, min(max_epochs, ceil(n_steps / ceil(n_obs / batch_size))))
-
-
-def split_cells(n_obs: int, train_size: float, validation_size: float | None, seed: int) -> list[np.ndarray]:
-    """Random split of the cells into training, validation and test cells.
-
-    Raises
-    ------
-    ValueError
-        If the sizes are no fractions, or add up to more than 1.
-    """
-    if not 0 < train_size <= 1:
-        raise ValueError(f"`train_size` must be in (0, 1], found {train_size}.")
-    n_train = ceil(train_size * n_obs)
-    validation_size = 1 - train_size if validation_size is None else validation_size
-    if validation_size < 0 or train_size + validation_size > 1 + 1e-9:
-        raise ValueError(f"`validation_size` must be between 0 and 1 - train_size, found {validation_size}.")
-    n_validation = min(n_obs - n_train, round(validation_size * n_obs))
-    order = np.random.default_rng(seed).permutation(n_obs)
-    return [order[:n_train], order[n_train : n_train + n_validation], order[n_train + n_validation :]]
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Keep hardware reports, advertisements and advice that does not apply here off the screen."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # the split is ours on purpose, and has no last minibatch that a layer could not take
-            warnings.filterwarnings("ignore", message="Last batch will have a small size")
-            # and networks that do not learn stay in evaluation mode
-            warnings.filterwarnings("ignore", message="Found .* in eval mode")
-            warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-            warnings.filterwarnings("ignore", message=".*does not have many workers")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+_log = logging.getLogger(__name__)
 
 
 class PhasedTrainingMixin(UnsupervisedTrainingMixin):
     """``train`` for models whose fit has several phases.
 
-    A model lists its phases in ``_phases(pretrain_epochs, max_epochs, n_train, batch_size)`` and finishes a fit in
-    ``_end_training(train_indices)``.
+    A model lists its phases in ``_phases(pretrain_epochs, max_epochs, n_train, batch_size)``, says in ``_has_clusters``
+    whether there is something to go on from, and finishes a fit in ``_end_training(train_indices)``.
     """
 
     _data_splitter_cls = CountsSplitter
     _training_plan_cls = ClusteringPlan
     history_: dict[str, pd.DataFrame] | None
     trainer: Any
+    # name of the phase that a model stands in which was saved before its clusters were there
+    phase_: str | None = None
+    phases_: list[tuple[str, int]] = []
+    _own_seed: int | None = None
+    # whether this fit goes on from clusters that the model has
+    _continues = False
+    # private attributes that a phase needs and `begin` made
+    _made_by_begin: tuple[str, ...] = ()
 
     def train(
         self,
@@ -127,18 +59,25 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
         devices: int | list[int] | str = "auto",
         train_size: float | None = None,
         validation_size: float | None = None,
+        shuffle_set_split: bool = True,
         batch_size: int = 128,
         early_stopping: bool = False,
         plan_kwargs: dict | None = None,
+        plan_config: Any = None,
+        datasplitter_kwargs: dict | None = None,
         logger: Logger | Sequence[Logger] | bool | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | None = None,
         enable_progress_bar: bool = True,
         gradient_clip_val: float = 50.0,
+        checkpoint_dir: str | os.PathLike | None = None,
+        trainer_config: Any = None,
         **trainer_kwargs,
     ) -> None:
-        """Train the model, phase after phase.
+        """Train the model, phase after phase. A model that is trained goes on from its clusters.
 
-        Ctrl-C stops the current phase and keeps what was learnt: clusters are then set from the state reached.
+        Ctrl-C and SIGTERM stop the current phase and keep what was learnt: clusters are then set from the state
+        reached (after SIGTERM the process ends with code 143). When the call ends in an error, the model is as it was
+        before.
 
         Parameters
         ----------
@@ -146,40 +85,55 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
             Length of the last, clustering phase. By default it follows from the number of cells. 0 skips it: labels
             are then those that the phase would start from (and those of the reference in a mapped query).
         pretrain_epochs
-            Length of what comes before. By default it follows from the number of cells. 0 skips it.
+            Length of what comes before. By default it follows from the number of cells, and is 0 for a model that has
+            clusters. 0 skips it.
         accelerator, devices
             As in :class:`lightning.pytorch.Trainer`. ``strategy``, ``precision`` and all other arguments of
             :class:`scvi.train.Trainer` can be given too.
         train_size
-            Share of the cells to train on. All by default, 0.9 with ``early_stopping``.
+            Share of the cells to train on. All by default, 0.9 where something asks for held-out cells:
+            ``early_stopping``, ``check_val_every_n_epoch``, ``reduce_lr_on_plateau``, or a callback that monitors a
+            validation metric.
         validation_size
             Share of the cells to validate on; the rest by default.
+        shuffle_set_split
+            Draw the cells at random instead of taking them in their order, those to validate on first.
         batch_size
             Cells per step (on each device).
         early_stopping
             Stop a phase when the ELBO on held-out cells does not improve any more.
-        plan_kwargs
+        plan_kwargs, plan_config
             Arguments of :class:`~scdeepclust.train.ClusteringPlan` for all phases, for example
             ``{"lr": 5e-4}``.
+        datasplitter_kwargs
+            Arguments of the data loaders, such as ``drop_last`` or ``num_workers``, and ``external_indexing``, a list
+            of training, validation and test cells.
         logger
             One or more Lightning loggers; every phase reports to them, and ``model.history`` is kept in any case.
         callbacks
-            Lightning callbacks of the last phase.
+            Lightning callbacks, for every phase. Early stopping and checkpoints start anew in each phase, checkpoints
+            of earlier phases in a folder with the name of the phase; callbacks of a parameter search see the last
+            phase only.
         enable_progress_bar
-            Show one bar a phase.
+            Show one bar a phase; with ``simple_progress_bar=False`` that of Lightning, by steps.
         gradient_clip_val
             Largest norm of the gradient of one step.
-        **trainer_kwargs
+        checkpoint_dir
+            Folder for the state of the fit, written after each phase and every two minutes. The same call, also in
+            another process, goes on from there and ends as if it had never been stopped; a finished fit is loaded.
+        trainer_config, **trainer_kwargs
             Further arguments of :class:`scvi.train.Trainer`.
 
         Raises
         ------
         ValueError
-            If an argument is out of range, or the model was loaded without data.
+            If an argument is unknown or out of range, the model was loaded without data, or ``checkpoint_dir`` holds
+            another fit.
         scdeepclust.train.NonFiniteLossError
-            When the loss is not finite; the model keeps its last good state.
+            When the loss is not finite.
         """
-        check_epochs(max_epochs=max_epochs, pretrain_epochs=pretrain_epochs)
+        lengths = {"max_epochs": max_epochs, "pretrain_epochs": pretrain_epochs}
+        check_lengths(batch_size=batch_size, **lengths)
         if self.adata is None or "datamodule" in trainer_kwargs:
             raise ValueError(
                 "`train` needs the cells themselves, but this model "
@@ -187,78 +141,214 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
                 + " Load or make it with `adata`; data larger than memory can stay in a file opened with "
                 "`anndata.read_h5ad(path, backed='r')`."
             )
-        if train_size is None:
-            train_size = 0.9 if early_stopping else 1.0
-        seed = settings.seed if settings.seed is not None else 0
-        split = split_cells(self.adata.n_obs, train_size, validation_size, seed)
-        if settings.seed is not None:
-            # the result must not depend on what was drawn before this call
-            torch.manual_seed(settings.seed)
-        self.train_indices, self.validation_indices, self.test_indices = split
-        self._begin_training()
-        phases = self._phases(pretrain_epochs, max_epochs, len(split[0]), batch_size)
-        common = {
-            "accelerator": accelerator,
-            "devices": devices,
-            "batch_size": batch_size,
+        named: dict[str, Any] = {
             "early_stopping": early_stopping,
             "gradient_clip_val": gradient_clip_val,
-            "enable_progress_bar": enable_progress_bar,
-            "logger": self._loggers(logger),
-            **trainer_kwargs,
+            "batch_size": batch_size,
         }
-        history: dict[str, pd.DataFrame] = {}
-        self.phases_ = []
-        interrupted = False
-        for phase in phases:
-            last = phase is phases[-1]
-            epochs = 0 if interrupted else phase.epochs
+        named |= unfolded(trainer_config) | trainer_kwargs
+        arguments = FitArguments.of_call(
+            {"enable_progress_bar": enable_progress_bar, "accelerator": accelerator, "devices": devices} | named,
+            plan=unfolded(plan_config) | (plan_kwargs or {}),
+            splitter=datasplitter_kwargs,
+            logger=logger,
+            callbacks=callbacks,
+        )
+        split = self._split(arguments, train_size, validation_size, shuffle_set_split)
+        store = None
+        if checkpoint_dir is not None:
+            named |= lengths | {"plan_kwargs": arguments.plan, "datasplitter_kwargs": arguments.splitter}
+            store = FitStore(checkpoint_dir, self._fit_identity(named, split))
+        with undone_on_failure(self), GracefulInterrupt() as interrupt:
+            self._fit(lengths, split, arguments, store, interrupt)
+        if interrupt.terminated:
+            raise SystemExit(143)
+
+    @property
+    def _seed(self) -> int | None:
+        """Seed of this model: its own, or that of scvi-tools."""
+        return settings.seed if self._own_seed is None else self._own_seed
+
+    def _split(
+        self, arguments: FitArguments, train_size: float | None, validation_size: float | None, shuffle: bool
+    ) -> list[np.ndarray]:
+        """Training, validation and test cells."""
+        asked_by = arguments.asks_for_validation()
+        if (given := arguments.splitter.pop("external_indexing", None)) is not None:
+            split = [np.asarray(rows, dtype=np.int64) for rows in [*given, [], []][:3]]
+            if not np.array_equal(np.sort(np.concatenate(split)), np.arange(self.adata.n_obs)):
+                raise ValueError(
+                    "`datasplitter_kwargs`: external_indexing must name every cell once, those to leave out in the "
+                    f"third of its lists; found {sum(map(len, split))} rows for {self.adata.n_obs} cells."
+                )
+        else:
+            if asked_by and train_size is None:
+                _log.info("10%% of the cells are held out, for %s; `train_size` changes that.", asked_by)
+            share = train_size if train_size is not None else 0.9 if asked_by else 1.0
+            split = split_cells(self.adata.n_obs, share, validation_size, self._seed or 0, shuffle)
+        if asked_by and not len(split[1]):
+            raise ValueError(
+                f"`train_size` leaves no cells for validation, but {asked_by} needs some. Give for example "
+                "`train_size=0.9`, or leave it out."
+            )
+        return split
+
+    def _fit(
+        self,
+        lengths: dict[str, int | None],
+        split: list[np.ndarray],
+        arguments: FitArguments,
+        store: FitStore | None,
+        interrupt: GracefulInterrupt,
+    ) -> None:
+        """All phases, or those that are left of them."""
+        state = store.read() if store else None
+        if state is not None and state["finished"]:
+            self._take_finished(state)
+            return
+        if self._seed is not None:
+            # the result must not depend on what was drawn before this call
+            torch.manual_seed(self._seed)
+        self.train_indices, self.validation_indices, self.test_indices = split
+        keep_threads()
+        self._begin_training()
+        start = state["start"] if state else {"phase": self.phase_, "continues": not self.phase_ and self._has_clusters}
+        self._continues = bool(start["continues"])
+        phases = self._phases(lengths["pretrain_epochs"], lengths["max_epochs"], len(split[0]), arguments.batch_size)
+        if lengths["pretrain_epochs"] is None:  # a model that stands in a phase goes on with that phase
+            phases = phases[next((i for i, phase in enumerate(phases) if phase.name == start["phase"]), 0) :]
+        first, inside = 0, None
+        if state is not None:
+            first, inside = state["phase"], state["inside"]
+            self._take_state(state)
+        for number, phase in enumerate(phases[first:], first):
+            last = number == len(phases) - 1
+            resumed, inside = inside, None
+            epochs = 0 if interrupt.interrupted else phase.epochs
             if not epochs and not last:
                 continue
-            if phase.begin is not None:
+            self.phase_ = None if last else phase.name
+            if phase.begin is not None and resumed is None:
                 phase.begin(split[0])
-            callbacks_here = [*phase.callbacks, *(callbacks if last else ())]
-            plan_here = phase.plan_kwargs | (plan_kwargs or {}) | {"phase": phase.name, "last": last}
-            frames, interrupted_here = self._fit_phase(epochs, phase.name, split, plan_here, callbacks_here, common)
-            interrupted |= interrupted_here
-            history |= frames
-            self.history_ = history
-            self.phases_.append((phase.name, max((len(frame) for frame in frames.values()), default=0)))
+            keepers = []
+            if store is not None:
+                keepers.append(EpochState(store, self.module, partial(self._fit_state, start, number), resumed))
+            frames = self._fit_phase(phase, epochs, last, split, arguments, [*keepers, *phase.callbacks, interrupt])
+            if interrupt.interrupted:
+                for keeper in keepers:
+                    keeper.flush()
+            self._note_history(phase.name, frames)
+            if store is not None and not interrupt.interrupted:
+                store.write(self._fit_state(start, number + 1))
         self._end_training(split[0])
-        self.interrupted_ = interrupted  # for who goes on with the model, such as the command line
+        self.interrupted_ = interrupt.interrupted  # for who goes on with the model, such as the command line
+        if store is not None and not interrupt.interrupted:
+            store.write(self._fit_state(start, len(phases), finished=True))
 
-    def _fit_phase(self, epochs, name, split, plan_kwargs, callbacks, common) -> tuple[dict[str, pd.DataFrame], bool]:
-        """One Lightning fit; returns its history and whether the user stopped it."""
-        interrupt = GracefulInterrupt()
+    def _fit_phase(
+        self,
+        phase: Phase,
+        epochs: int,
+        last: bool,
+        split: list[np.ndarray],
+        arguments: FitArguments,
+        callbacks: list[Callback],
+    ) -> dict[str, pd.DataFrame]:
+        """One Lightning fit; returns its history."""
+        history = self.history_
         self.is_trained_ = False  # each fit of scvi-tools then starts a history of its own
-        self.history_ = None
-        callbacks = [*callbacks, interrupt]
-        if common["enable_progress_bar"]:
-            callbacks.append(PhaseProgressBar(name))
+        if arguments.has_bar:
+            callbacks = [*callbacks, PhaseProgressBar(phase.name)]
         self.module.train()
-        with quiet_lightning(), interrupt:
+        keep_threads()
+        with quiet_lightning(), keyboard_interrupts():
             super().train(
                 max_epochs=epochs,
-                datasplitter_kwargs={"external_indexing": [rows.copy() for rows in split]},
-                plan_kwargs=plan_kwargs,
-                callbacks=callbacks,
-                simple_progress_bar=False,
-                **common,
+                datasplitter_kwargs=arguments.splitter | {"external_indexing": [rows.copy() for rows in split]},
+                plan_kwargs=phase.plan_kwargs | arguments.plan | {"phase": phase.name, "last": last},
+                callbacks=[*arguments.callbacks_of(phase.name, last), *callbacks],
+                **arguments.trainer,
             )
         plan = self.trainer.lightning_module
         # with strategies that fork, the plan that was trained lives in another process
-        history = dict(plan.history) or dict(self.history_ or {})
+        frames = plan.history or dict(self.history_ or {})
+        self.history_ = history
         self.trainer = None  # it would keep the data loaders and the callbacks alive
-        return history, interrupt.interrupted
+        return frames
 
-    @staticmethod
-    def _loggers(user: Logger | Sequence[Logger] | bool | None) -> list[Logger] | bool:
-        """``model.history`` needs no logger, so by default there is none."""
-        if user is None or user is False:
-            return False
-        if user is True:
-            return [CSVLogger(settings.logging_dir)]
-        return list(user) if isinstance(user, Sequence) else [user]
+    def _note_history(self, phase: str, frames: dict[str, pd.DataFrame]) -> None:
+        """Add the history of a phase to that of the phases, and of the calls of ``train``, before it."""
+        epochs = max((len(frame) for frame in frames.values()), default=0)
+        before = sum(n for name, n in self.phases_ if name == phase)
+        history = dict(self.history_ or {})
+        for name, frame in frames.items():
+            frame = frame.set_axis(frame.index + before)
+            history[name] = pd.concat([history[name], frame]) if name in history else frame
+        self.history_ = history
+        *earlier, (name, n) = self.phases_ or [("", 0)]
+        self.phases_ = [*earlier, (phase, n + epochs)] if name == phase else [*self.phases_, (phase, epochs)]
+
+    # -- state of a fit -----------------------------------------------------------------------------------------------
+
+    def _fit_identity(self, arguments: dict[str, Any], split: list[np.ndarray]) -> dict[str, str]:
+        """What has to be the same for a fit to go on."""
+        constructor = {name: value for name, value in self._parameters_given().items() if name != "seed"}
+        named = {"model": type(self).__name__, **self._data_identity(), "seed": self._seed} | constructor | arguments
+        return {name: describe(value) for name, value in named.items()} | {"training cells": digest(split[0].tobytes())}
+
+    def _parameters_given(self) -> dict[str, Any]:
+        """Arguments of the constructor, with the numbers of clusters that were found in place of None."""
+        return dict(self.init_params_["non_kwargs"])
+
+    def _fit_state(
+        self,
+        start: dict[str, Any],
+        phase: int,
+        module: nn.Module | None = None,
+        inside: dict[str, Any] | None = None,
+        finished: bool = False,
+    ) -> dict[str, Any]:
+        """All that a fit needs to go on with a phase, from its start or from inside."""
+        names = {name for name in vars(self) if name.endswith("_")} - {"registry_"}
+        return {
+            "start": start,
+            "phase": phase,
+            "inside": inside,
+            "finished": finished,
+            "attributes": {name: value for name, value in vars(self).items() if name in (*names, *self._made_by_begin)},
+            "module": self.module if module is None else module,
+            "random": random_states(),
+            "found": {name: describe(value) for name, value in self._parameters_given().items()},
+        }
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        """Become what the model was when the state was written."""
+        for name in [name for name in vars(self) if name.endswith("_") and name != "registry_"]:
+            delattr(self, name)
+        for name, value in state["attributes"].items():
+            setattr(self, name, value)
+        self.module.__dict__ = state["module"].__dict__
+        set_random_states(state["random"])
+
+    def _take_finished(self, state: dict[str, Any]) -> None:
+        if self.is_trained_:
+            warnings.warn(
+                "`checkpoint_dir` holds this fit, and it is finished: it was loaded, and nothing was trained. Give "
+                "another directory to train further.",
+                stacklevel=4,
+            )
+        self._take_state(state)
+
+    # -- what a model adds --------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def _has_clusters(self) -> bool:
+        """Whether the module has clusters to go on from."""
+
+    @abstractmethod
+    def _data_identity(self) -> dict[str, Any]:
+        """What tells the data of the model from other data."""
 
     def _begin_training(self) -> None:
         """Set what the module needs to know of the data; called once, before the phases."""
@@ -271,10 +361,3 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
 
     def _end_training(self, train_indices: np.ndarray) -> None:
         """Set what follows from the fit; called once, after the phases."""
-
-
-def check_epochs(**epochs: int | None) -> None:
-    """Raise a ValueError unless each argument is None or a whole number of at least 0."""
-    for name, value in epochs.items():
-        if value is not None and (value < 0 or int(value) != value):
-            raise ValueError(f"`{name}` must be a whole number of at least 0, found {value!r}.")

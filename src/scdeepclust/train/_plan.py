@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
+from typing import Literal
 
 import pandas as pd
 import torch
+from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput
 from scvi.train import TrainingPlan
 from torch import Tensor, nn
@@ -15,9 +17,11 @@ from torch import Tensor, nn
 # Steps after which a GPU is asked whether all losses were finite; to ask it at each would make it wait.
 LOOK_EVERY = 50
 
+OptimizerCreator = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the model keeps its last good state."""
+    """The loss became NaN or infinite; the model is as it was before the call."""
 
 
 class ClusteringPlan(TrainingPlan):
@@ -36,18 +40,24 @@ class ClusteringPlan(TrainingPlan):
         Name of the phase; it reaches :meth:`module.loss` as ``phase``.
     last
         Whether this is the last phase. Metrics of earlier phases get the name of the phase as prefix.
+    optimizer
+        ``"Adam"``, ``"AdamW"`` or ``"Custom"``.
+    optimizer_creator
+        Makes another optimiser of an iterable of parameters; ``lr``, ``weight_decay`` and ``eps`` are then its own.
     lr
-        Learning rate of Adam.
+        Learning rate.
     weight_decay
-        L2 penalty of Adam.
+        L2 penalty.
     eps
-        Denominator constant of Adam.
+        Denominator constant.
     kl_warmup
-        Share of the steps of the phase over which the KL weight rises from 0 to ``max_kl_weight``.
-    max_kl_weight
-        KL weight after the warm-up.
-    **kwargs
-        Further arguments of :class:`scvi.train.TrainingPlan`; those it does not know are passed to ``module.loss``.
+        Share of the steps of the phase over which the KL weight rises from ``min_kl_weight`` to ``max_kl_weight``.
+    n_epochs_kl_warmup, n_steps_kl_warmup
+        Length of that rise in epochs or steps, instead of a share.
+    min_kl_weight, max_kl_weight
+        KL weight before and after the warm-up.
+    reduce_lr_on_plateau, lr_factor, lr_patience, lr_threshold, lr_scheduler_metric, lr_min, compile, compile_kwargs
+        As in :class:`scvi.train.TrainingPlan`.
     """
 
     def __init__(
@@ -56,43 +66,69 @@ class ClusteringPlan(TrainingPlan):
         *,
         phase: str = "training",
         last: bool = True,
+        optimizer: Literal["Adam", "AdamW", "Custom"] = "Adam",
+        optimizer_creator: OptimizerCreator | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         eps: float = 1e-8,
         kl_warmup: float = 0.0,
+        n_epochs_kl_warmup: int | None = None,
+        n_steps_kl_warmup: int | None = None,
+        min_kl_weight: float = 0.0,
         max_kl_weight: float = 1.0,
-        **kwargs,
+        reduce_lr_on_plateau: bool = False,
+        lr_factor: float = 0.6,
+        lr_patience: int = 30,
+        lr_threshold: float = 0.0,
+        lr_scheduler_metric: str = "elbo_validation",
+        lr_min: float = 0.0,
+        compile: bool = False,
+        compile_kwargs: dict | None = None,
     ):
         self._prefix = "" if last else f"{phase}_"
         self.phase = phase
         self.kl_warmup = kl_warmup
+        creators = {"Adam": self._fused_adam, "AdamW": self._adamw, "Custom": None}
         super().__init__(
             module,
             optimizer="Custom",
-            optimizer_creator=self._fused_adam,
+            optimizer_creator=optimizer_creator or creators[optimizer],
             lr=lr,
             weight_decay=weight_decay,
             eps=eps,
+            n_epochs_kl_warmup=n_epochs_kl_warmup,
+            n_steps_kl_warmup=n_steps_kl_warmup,
+            min_kl_weight=min_kl_weight,
             max_kl_weight=max_kl_weight,
-            **kwargs,
+            reduce_lr_on_plateau=reduce_lr_on_plateau,
+            lr_factor=lr_factor,
+            lr_patience=lr_patience,
+            lr_threshold=lr_threshold,
+            lr_scheduler_metric=lr_scheduler_metric,
+            lr_min=lr_min,
+            compile=compile,
+            compile_kwargs=compile_kwargs,
         )
         self.interrupted = False
-        self.history: dict[str, pd.DataFrame] = {}
-        self._values: dict[str, list[float]] = defaultdict(list)
+        self._values: dict[str, dict[int, float]] = defaultdict(dict)
         self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "validation": {}}
-        self._good_state: dict[str, Tensor] = {}
         self._first_bad_loss: Tensor | None = None  # on a GPU; 0 as long as all are finite
 
     @property
     def kl_weight(self) -> float:
         """Weight of the KL terms at the current step."""
-        n_steps = self.kl_warmup * self._n_steps() if self._trainer is not None else 0
+        n_steps = self._n_warmup_steps() if self._trainer is not None else 0
         if self.global_step >= n_steps:
             return self.max_kl_weight
-        return self.max_kl_weight * self.global_step / n_steps
+        return self.min_kl_weight + (self.max_kl_weight - self.min_kl_weight) * self.global_step / n_steps
 
-    def _n_steps(self) -> int:
-        return self.trainer.max_epochs * self.trainer.num_training_batches
+    def _n_warmup_steps(self) -> float:
+        n_batches = self.trainer.num_training_batches
+        if self.n_epochs_kl_warmup is not None:
+            return self.n_epochs_kl_warmup * n_batches
+        if self.n_steps_kl_warmup is not None:
+            return self.n_steps_kl_warmup
+        return self.kl_warmup * (self.trainer.max_epochs * n_batches)
 
     def _fused_adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         parameters = list(parameters)
@@ -101,14 +137,20 @@ class ClusteringPlan(TrainingPlan):
         fused = fused and self.trainer.precision == "32-true"
         return torch.optim.Adam(parameters, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
 
+    def _adamw(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
+
     def on_train_batch_start(self, batch, batch_idx):
         """Leave the epoch when the user interrupted (Lightning itself looks only between epochs)."""
         return -1 if self.interrupted else None
 
     def _loss(self, batch: dict[str, Tensor], mode: str) -> Tensor:
         kwargs = self.loss_kwargs | {"phase": self.phase, "kl_weight": self.kl_weight}
-        _, _, output = self.forward(batch, loss_kwargs={k: v for k, v in kwargs.items() if k in self._loss_args})
+        inferred, _, output = self.forward(batch, loss_kwargs={k: v for k, v in kwargs.items() if k in self._loss_args})
         self._accumulate(output, mode)
+        if self._is_scored:
+            scored = {key: batch[key] for key in (REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY)}
+            self.prepare_scib_autotune({"z": inferred["z_mean"]} | scored, "training" if mode == "train" else mode)
         return output.loss
 
     def training_step(self, batch, batch_idx):
@@ -116,7 +158,7 @@ class ClusteringPlan(TrainingPlan):
         loss = self._loss(batch, "train")
         if not self._looks_later:
             if not torch.isfinite(loss):
-                self._restore_and_raise(loss)
+                self._raise_not_finite(loss)
             return loss
         bad = torch.where(torch.isfinite(loss), 0, loss).detach()
         first = self._first_bad_loss
@@ -134,7 +176,7 @@ class ClusteringPlan(TrainingPlan):
         """Raise if a loss since the last look was not finite."""
         first, self._first_bad_loss = self._first_bad_loss, None
         if first is not None and bool(first != 0):
-            self._restore_and_raise(first)
+            self._raise_not_finite(first)
 
     def on_before_optimizer_step(self, optimizer):
         """Take no step along a loss that is not finite: until somebody looks, the culprit is to be told from others."""
@@ -186,10 +228,7 @@ class ClusteringPlan(TrainingPlan):
         """
         named = {f"{self._prefix}{name}": value for name, value in metrics.items()}
         for name, value in named.items():
-            self._values[name].append(value)
-            frame = pd.DataFrame({name: self._values[name]})
-            frame.index.name = "epoch"
-            self.history[name] = frame
+            self._values[name][self.current_epoch] = value
         for logger in self.trainer.loggers:
             logger.log_metrics(named | {"epoch": self.current_epoch}, step=self.global_step)
             logger.save()
@@ -206,28 +245,45 @@ class ClusteringPlan(TrainingPlan):
         """Whether there are callbacks other than ours, which may monitor what is logged."""
         return any(not type(callback).__module__.startswith("scdeepclust.") for callback in self.trainer.callbacks)
 
+    @cached_property
+    def _is_scored(self) -> bool:
+        """Whether a callback of ``scvi.autotune`` scores the embedding."""
+        return any("Scib" in type(callback).__name__ for callback in self.trainer.callbacks)
+
+    @property
+    def history(self) -> dict[str, pd.DataFrame]:
+        """Values of this phase, by epoch."""
+        return {
+            name: pd.DataFrame({name: list(values.values())}, index=pd.Index(list(values), name="epoch"))
+            for name, values in self._values.items()
+        }
+
+    def epoch_state(self) -> dict[str, dict[int, float]]:
+        """What has been noted up to the end of an epoch."""
+        return dict(self._values)
+
+    def load_epoch_state(self, state: dict[str, dict[int, float]]) -> None:
+        """Go on from what had been noted."""
+        self._values = defaultdict(dict, state)
+
+    def on_train_epoch_start(self):
+        """Score one epoch at a time."""
+        self._training_epoch_outputs = self._validation_epoch_outputs = None
+
     def on_train_epoch_end(self):
-        """Log the epoch and remember the weights as the last good ones."""
+        """Log the epoch."""
         self._look_back()
         self._log_epoch("train")
-        if torch.stack([torch.isfinite(p).all() for p in self.module.parameters()]).all():
-            self._good_state = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
 
     def on_validation_epoch_end(self):
         """Log the epoch on held-out cells."""
         self._log_epoch("validation")
 
-    def on_fit_start(self):
-        """Remember the weights before the first step."""
-        self._good_state = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
-
-    def _restore_and_raise(self, loss: Tensor) -> None:
+    def _raise_not_finite(self, loss: Tensor) -> None:
         culprit = next((n for n, p in self.module.named_parameters() if not torch.isfinite(p).all()), None)
         where = f"the first parameter that is not finite is {culprit!r}" if culprit else "all parameters are finite"
-        epoch = self.current_epoch
-        self.module.load_state_dict(self._good_state)
         raise NonFiniteLossError(
-            f"The loss became {loss.item()} in phase {self.phase!r}, epoch {epoch}; {where}. The model was put back "
-            "to its state at the end of the epoch before. Check the counts for extreme cells, or train with a "
-            "smaller learning rate: train(plan_kwargs={'lr': 1e-4})."
+            f"The loss became {loss.item()} in phase {self.phase!r}, epoch {self.current_epoch}; {where}. The model is "
+            "as it was before this call of `train`. Check the counts for extreme cells, or train with a smaller "
+            "learning rate: train(plan_kwargs={'lr': 1e-4})."
         )

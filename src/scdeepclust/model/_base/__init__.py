@@ -6,7 +6,6 @@ from ._docs import shared_docs
 from ._draw import draw_codes
 from ._model import ClusteringModel, ModelPart
 from ._module import LOG_VAR_MAX, LOG_VAR_MIN, TARGET_TOTAL, AutoencoderModule, ClusteringModule
-from ._start import start_seed
 
 __all__ = [
     "LOG_VAR_MAX",
@@ -24,5 +23,4 @@ __all__ = [
     "count_matrix",
     "draw_codes",
     "shared_docs",
-    "start_seed",
 ]

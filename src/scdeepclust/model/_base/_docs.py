@@ -37,6 +37,10 @@ encode_covariates
 n_init
     Restarts of each k-means.""",
     "registry": """\
+seed
+    Seed of weights, training, split and start labels; by default ``scvi.settings.seed``.
+extra_payload_autotune
+    Set by :mod:`scvi.autotune`; has no effect.
 registry
     Set when a saved model is loaded.""",
     "setup": """\

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS, settings
+from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass, RNASeqMixin
 
 from scdeepclust._keys import ResultKeys
@@ -20,22 +21,22 @@ from scdeepclust.train import (
     Initialiser,
     PhasedTrainingMixin,
     cut,
+    digest,
     given_labels,
     initial_labels,
+    keep_threads,
     separation_linkage,
 )
 
-from ._checks import check_choice, check_init, check_n_clusters
+from ._checks import check_choice, check_init, check_n_clusters, row_blocks
 from ._data import CountDataMixin, Indices
+from ._halves import N_HALVINGS, Halves, halve
 from ._query import QueryMappingMixin
 from ._results import fit_parameters
-from ._start import Halves, denoised_components, halve, start_seed
-
-# Ways in which the counts are halved to judge the splits of clusters.
-N_HALVINGS = 2
+from ._start import StartsMixin, denoised_components
 
 
-class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseModelClass):
+class ClusteringModel(CountDataMixin, StartsMixin, PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseModelClass):
     """Base of all models: counts in an AnnData object in, clusters out.
 
     A model sets ``_module_cls`` and writes ``_phases`` and whatever getters are its own. Its module offers
@@ -54,7 +55,9 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
         *,
         init: Initialiser | Sequence = "merge",
         n_init: int = 3,
+        seed: int | None = None,
     ):
+        check_seed(seed)
         check_choice("gene_likelihood", module_kwargs["gene_likelihood"], get_args(GeneLikelihood))
         check_choice("dispersion", module_kwargs["dispersion"], get_args(Dispersion))
         super().__init__(adata, registry)
@@ -62,9 +65,10 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
         if registry is None:  # a trained model may get other and fewer cells than those its clusters were found in
             check_n_clusters(n_clusters, n_obs)
             check_init(init, n_obs, n_clusters)
-        if settings.seed is not None:
+        self._own_seed = seed
+        if self._seed is not None:
             # the result must not depend on what was drawn before
-            torch.manual_seed(settings.seed)
+            torch.manual_seed(self._seed)
         cat_covs = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
         self.module = self._module_cls(
             self.summary_stats.n_vars,
@@ -83,6 +87,63 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
             f"{name}: {value}" for name, value in module_kwargs.items()
         )
 
+    @property
+    def _start_seed(self) -> int:
+        """Seed of what is looked for once: the same in each process of a distributed fit."""
+        return self._seed or 0
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model has been trained: a model that was saved in an early phase of a fit has not."""
+        return self.is_trained_ and self.phase_ is None
+
+    @is_trained.setter
+    def is_trained(self, value: bool) -> None:
+        self.is_trained_ = value
+
+    def _check_if_trained(self, warn: bool = True, message: str | None = None) -> None:
+        """Raise (or warn) unless the clusters are there."""
+        if self.phase_ is not None:
+            message = (
+                f"This model was saved in phase {self.phase_!r} of its fit, before its clusters were there. Run "
+                "`model.train()`, which goes on with that phase."
+            )
+        elif self.is_trained_:
+            return
+        message = message or "This model is not trained. Run `model.train()` first."
+        if not warn:
+            raise RuntimeError(message)
+        warnings.warn(message, stacklevel=3)
+
+    def minify_adata(self, *args, **kwargs) -> None:
+        """There are no minified models here.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no minified mode: its getters read the counts. `write_back` stores labels, "
+            "probabilities and embedding in AnnData; `model.save(path)` without `save_anndata` keeps the model small."
+        )
+
+    def _make_data_loader(self, *args, **kwargs):
+        """As in scvi-tools, where every getter comes through; other libraries may have changed torch's threads."""
+        keep_threads()
+        return super()._make_data_loader(*args, **kwargs)
+
+    def _data_identity(self) -> dict[str, Any]:
+        layer = self.registry_["setup_args"]["layer"]
+        totals = [np.asarray(block.sum(axis=1, dtype=np.float64)) for block in row_blocks(self.adata, layer)]
+        batch = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY), dtype=np.int64)
+        return {
+            "genes": digest("\n".join(self.adata.var_names).encode()),
+            "number of cells": self.adata.n_obs,
+            "counts": digest(np.concatenate(totals).tobytes()),
+            "batches": digest(batch.tobytes()),
+        }
+
     # -- start of the clusters ----------------------------------------------------------------------------------------
 
     def _start_labels(self, cells: np.ndarray, points: np.ndarray | None = None) -> np.ndarray:
@@ -93,7 +154,7 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
         n_clusters = self.module.n_clusters or None
         if isinstance(self._init, str):
             points = self._start_points(cells) if points is None else points
-            labels = initial_labels(points, self._init, n_clusters, n_init=self._n_init, seed=start_seed())
+            labels = initial_labels(points, self._init, n_clusters, n_init=self._n_init, seed=self._start_seed)
             if n_clusters is None:
                 labels = self._supported_labels(cells, labels)
         else:
@@ -124,15 +185,15 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
         def blocks_of(rows: np.ndarray) -> Iterator[np.ndarray]:
             return (transform(block) for block in self._denoised_blocks(rows))
 
-        pca = denoised_components(blocks_of, cells, self.module.n_input)
+        pca = denoised_components(blocks_of, cells, self.module.n_input, self._start_seed)
         return np.concatenate([pca.transform(block) for block in blocks_of(cells)])
 
     def _halves(self, cells: np.ndarray, n_halvings: int = N_HALVINGS) -> list[Halves]:
         """Cells by each half of their counts, for some ways of halving them."""
-        pca = denoised_components(self._denoised_blocks, cells, self.module.n_input)
+        pca = denoised_components(self._denoised_blocks, cells, self.module.n_input, self._start_seed)
         self.module.eval()
         return [
-            halve(self.module, self._minibatches(indices=cells), pca, start_seed() + repeat)
+            halve(self.module, self._minibatches(indices=cells), pca, self._start_seed + repeat)
             for repeat in range(n_halvings)
         ]
 
@@ -143,7 +204,7 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
             return labels
         rows = np.arange(len(cells))
         if len(cells) > MAX_POINTS:
-            rows = np.sort(np.random.default_rng(start_seed()).choice(len(cells), MAX_POINTS, replace=False))
+            rows = np.sort(np.random.default_rng(self._start_seed).choice(len(cells), MAX_POINTS, replace=False))
         in_rows, codes = np.unique(labels[rows], return_inverse=True)
         linkage = separation_linkage(codes, [halves.points for halves in self._halves(cells[rows])])
         group = np.arange(labels.max() + 1) + len(in_rows)  # a cluster with no cell among the rows stays
@@ -167,6 +228,7 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
         self.n_active_ = int((sizes > 0).sum())
         if not self._keeps_reference_clusters:
             self.module.reorder_clusters(torch.as_tensor(order, device=self.device))
+            self._renumber_start("labels", order)
             self._warn_if_degenerate(probabilities)
 
     def _warn_if_degenerate(self, probabilities: np.ndarray) -> None:
@@ -332,6 +394,12 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
     def _parameters(self) -> dict[str, Any]:
         """Parameters and scalars of the fit, in types that h5ad can hold."""
         return fit_parameters(self) | {"n_clusters": self.n_clusters, "n_active": self.n_active_}
+
+
+def check_seed(seed: int | None) -> None:
+    """Raise a ValueError unless the seed is None or one that every generator takes."""
+    if seed is not None and (not isinstance(seed, Integral) or not 0 <= seed < 2**32):
+        raise ValueError(f"`seed` must be a whole number from 0 to 2**32 - 1, or None; found {seed!r}.")
 
 
 if TYPE_CHECKING:

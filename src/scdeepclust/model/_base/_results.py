@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from scvi import settings
 from scvi.model.base import BaseModelClass
 
 from scdeepclust._compat import package_versions
@@ -18,8 +17,8 @@ def fit_parameters(model: BaseModelClass) -> dict[str, Any]:
         "model": type(model).__name__,
         "setup": setup,
         "params": {name: _storable(value) for name, value in init.items() if value is not None},
-        "phases": dict(model.phases_),
-        "seed": -1 if settings.seed is None else settings.seed,
+        "phases": {name: sum(n for other, n in model.phases_ if other == name) for name, _ in model.phases_},
+        "seed": -1 if model._seed is None else model._seed,
         "versions": package_versions(),
         "final": {name: float(frame.iloc[-1, 0]) for name, frame in (model.history_ or {}).items() if len(frame)},
     }

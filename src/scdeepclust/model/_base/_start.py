@@ -1,18 +1,17 @@
-"""Where clusters are looked for, and judged: principal components of denoised expression."""
+"""Where clusters are looked for, and what is kept of where they started."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix, vstack
-from scvi import settings
+from anndata import AnnData
+from scvi.model.base import BaseModelClass
+from torch import Tensor
 
-from scdeepclust.train import one_thread
-
-from ._module import ClusteringModule
+from scdeepclust.train import digest, one_thread
 
 if TYPE_CHECKING:
     from sklearn.decomposition import PCA
@@ -23,10 +22,10 @@ N_START_COMPONENTS = 20
 # Largest dense block (cells x genes) from which those components are computed: 80 MB.
 MAX_DENSE_ENTRIES = 20_000_000
 
-Blocks = Callable[[np.ndarray], Iterator[np.ndarray]]
 
-
-def denoised_components(blocks_of: Blocks, cells: np.ndarray, n_genes: int) -> PCA:
+def denoised_components(
+    blocks_of: Callable[[np.ndarray], Iterator[np.ndarray]], cells: np.ndarray, n_genes: int, seed: int
+) -> PCA:
     """Principal components of denoised expression, fitted.
 
     Parameters
@@ -37,56 +36,48 @@ def denoised_components(blocks_of: Blocks, cells: np.ndarray, n_genes: int) -> P
         Rows of the cells (n,).
     n_genes
         Number of genes.
+    seed
+        Seed of the sample and of the decomposition.
     """
     from sklearn.decomposition import PCA
 
     # the components come from a bounded number of cells, so that no cells x genes matrix is ever dense
     n_sample = min(len(cells), max(1000, MAX_DENSE_ENTRIES // n_genes))
-    sample = np.sort(np.random.default_rng(start_seed()).choice(cells, n_sample, replace=False))
+    sample = np.sort(np.random.default_rng(seed).choice(cells, n_sample, replace=False))
     n_components = min(N_START_COMPONENTS, n_sample - 1, n_genes)
     with one_thread():
-        pca = PCA(n_components, svd_solver="randomized", random_state=start_seed())
+        pca = PCA(n_components, svd_solver="randomized", random_state=seed)
         return pca.fit(np.concatenate(list(blocks_of(sample))))
 
 
-class Halves(NamedTuple):
-    """Cells by one half of their counts, and by the other half."""
+class StartsMixin(BaseModelClass):
+    """Codes that cells start from, such as labels, kept for a fit that goes on in another call of ``train``."""
 
-    points: tuple[np.ndarray, np.ndarray]  # places in denoised expression, (n, P)
-    counts: tuple[csr_matrix, csr_matrix]  # (n, G)
+    starts_: dict[str, np.ndarray] = {}
+    start_cells_: str | None = None
 
+    def _keep_start(self, name: str, cells: np.ndarray, codes: np.ndarray) -> Tensor:
+        """Keep the codes of these cells; returns those of all cells (n,), -1 where there is none."""
+        of_all = np.full(self.adata.n_obs, -1, dtype=np.int32)
+        of_all[cells] = codes
+        self.starts_ = self.starts_ | {name: of_all}
+        self.start_cells_ = _hash_of_names(self.adata)
+        return torch.as_tensor(of_all, dtype=torch.long)
 
-@torch.inference_mode()
-def halve(module: ClusteringModule, minibatches: Iterable[dict], pca: PCA, seed: int) -> Halves:
-    """Halve the counts of cells at random, as if they were sequenced twice, and place them by each half.
+    def _kept_start(self, name: str) -> Tensor | None:
+        """What was kept, unless the model has got other cells since."""
+        if name not in self.starts_ or self.start_cells_ != _hash_of_names(self.adata):
+            return None
+        return torch.as_tensor(self.starts_[name], dtype=torch.long)
 
-    Parameters
-    ----------
-    module
-        The module, in evaluation mode.
-    minibatches
-        The cells, on its device.
-    pca
-        Components of :func:`denoised_components`.
-    seed
-        Seed of the halves.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    points: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    halves: tuple[list[csr_matrix], list[csr_matrix]] = ([], [])
-    for tensors in minibatches:
-        inputs = module._get_inference_input(tensors)
-        if inputs["size_factor"] is not None:
-            inputs["size_factor"] = inputs["size_factor"] / 2
-        for i, counts in enumerate(inputs["counts"].halved(generator)):
-            z = module.inference(**inputs | {"counts": counts})["z_mean"]
-            points[i].append(pca.transform(module.denoised_expression(z, inputs["covariates"]).cpu().numpy()))
-            entries = [values.cpu().numpy() for values in (counts.value, counts.row, counts.col)]
-            halves[i].append(csr_matrix((entries[0], entries[1:]), shape=(counts.n_cells, counts.n_genes)))
-    first, second = ((np.concatenate(points[i]), vstack(halves[i], format="csr")) for i in (0, 1))
-    return Halves(*zip(first, second, strict=True))
+    def _renumber_start(self, name: str, order: np.ndarray) -> None:
+        """New code j is old code ``order[j]``; codes that are not in ``order`` are forgotten."""
+        if name in self.starts_:
+            old = self.starts_[name]
+            new = np.full(max(old.max(), order.max()) + 2, -1, dtype=np.int32)  # its last entry is for -1
+            new[order] = np.arange(len(order))
+            self.starts_ = self.starts_ | {name: new[old]}
 
 
-def start_seed() -> int:
-    """The seed of scvi-tools, or 0: start labels are the same in each process of a distributed fit."""
-    return settings.seed or 0
+def _hash_of_names(adata: AnnData) -> str:
+    return digest("\n".join(adata.obs_names).encode())

@@ -106,6 +106,8 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         encode_covariates: bool = False,
         n_init: int = 3,
         scvi_kwargs: dict[str, Any] | None = None,
+        seed: int | None = None,
+        extra_payload_autotune: bool = False,
         registry: dict | None = None,
     ):
         check_choice("prior_estimator", prior_estimator, ("exact", "analytic_kl"))
@@ -131,7 +133,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         if scvi_kwargs is not None:
             self._module_cls = ScviGMVAEModule
             module_kwargs["scvi_kwargs"] = scvi_kwargs
-        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init)
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, seed=seed)
         self._finds_n_clusters = n_clusters is None
         self.init_params_ = self._get_init_params(locals())
 
@@ -148,6 +150,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         learn_weights: bool = True,
         anchor: float = 0.9,
         n_init: int = 3,
+        seed: int | None = None,
     ) -> GMVAE:
         """Clusters on top of a trained scVI model: its networks are taken over as they are, the mixture is fitted.
 
@@ -155,7 +158,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         ----------
         scvi_model
             A trained :class:`scvi.model.SCVI` with its data. It stays as it is.
-        n_clusters, init, n_w, prior_estimator, shared_variance, learn_weights, anchor, n_init
+        n_clusters, init, n_w, prior_estimator, shared_variance, learn_weights, anchor, n_init, seed
             As in the class.
 
         Returns
@@ -204,6 +207,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
             input_noise=0.0,
             encode_covariates=module.encode_covariates,
             n_init=n_init,
+            seed=seed,
             scvi_kwargs=scvi_kwargs,
         )
         model.module.copy_weights(module)
@@ -211,12 +215,13 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def _has_clusters(self) -> bool:
+        return bool(self.module.mixture.initialised)
+
     def _phases(self, pretrain_epochs, max_epochs, n_train, batch_size) -> list[Phase]:
         if self._keeps_reference_clusters:
-            # the columns of new batches learn below the mixture of the reference, which stays what it is
-            epochs = epochs_for_steps(400, n_train, batch_size, 100) if max_epochs is None else max_epochs
-            return [Phase("query", epochs)]
-        has_clusters = self.module.mixture.is_initialised
+            return self._query_phases(max_epochs, n_train, batch_size)
         if isinstance(self.module, ScviGMVAEModule):
             if pretrain_epochs:
                 raise ValueError(f"`pretrain_epochs` must be 0 for networks of an scVI model; found {pretrain_epochs}.")
@@ -224,10 +229,10 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
             self.module.freeze_networks()
         if pretrain_epochs is None:
             # a model that has clusters goes on from them
-            pretrain_epochs = 0 if has_clusters else epochs_for_steps(1500, n_train, batch_size, 200)
+            pretrain_epochs = 0 if self._continues else epochs_for_steps(1500, n_train, batch_size, 200)
         if max_epochs is None:
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
-        starts = None if has_clusters and not pretrain_epochs else self._start_clusters
+        starts = self._continue_clusters if self._continues and not pretrain_epochs else self._start_clusters
         return [
             Phase("vae", pretrain_epochs, begin=self._forget_clusters, plan_kwargs={"kl_warmup": 0.2}),
             Phase("mixture", max_epochs, begin=starts, plan_kwargs={"lr": 5e-4}),
@@ -242,9 +247,10 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         moments = [(q["z_mean"], q["z_log_var"].exp()) for q in map(self._encode, self._minibatches(indices=cells))]
         z_mean, z_var = map(torch.cat, zip(*moments, strict=True))
         self.module.start_clusters(z_mean, z_var, torch.as_tensor(labels, device=self.device))
-        self.module.start_labels = torch.full((self.adata.n_obs,), -1).index_copy_(
-            0, torch.as_tensor(cells), torch.as_tensor(labels)
-        )
+        self.module.start_labels = self._keep_start("labels", cells, labels)
+
+    def _continue_clusters(self, train_indices: np.ndarray) -> None:
+        self.module.start_labels = self._kept_start("labels")
 
     def _end_training(self, train_indices: np.ndarray) -> None:
         self.module.start_labels = None
@@ -253,6 +259,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         if self._finds_n_clusters and n_active < self.n_clusters:
             # clusters are numbered by size, so that the empty ones are the last
             self.module.reorder_clusters(torch.arange(n_active, device=self.device))
+            self._renumber_start("labels", np.arange(n_active))
             self._keep_n_clusters(n_active)
 
     def _warn_if_degenerate(self, probabilities: np.ndarray) -> None:

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
-from scvi import settings
 from torch import nn
 
 from scdeepclust._keys import ResultKeys
@@ -136,7 +135,7 @@ class GateGetters(ModelPart):
         for number in numbers:
             check_n_clusters(number, self.adata.n_obs)
         cells = np.arange(self.adata.n_obs)
-        points, seed = self._start_points(cells), settings.seed or 0
+        points, seed = self._start_points(cells), self._start_seed
         method = self._init if isinstance(self._init, str) else "merge"
         unit = torch.as_tensor(_unit_variance(self._latent()))
         rows = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Literal
 
 import numpy as np
@@ -12,7 +11,7 @@ from anndata import AnnData
 
 from scdeepclust.model._base import ClusteringModel, check_choice, check_n_clusters, shared_docs
 from scdeepclust.nn import Dispersion, GeneLikelihood
-from scdeepclust.train import Initialiser, Phase, epochs_for_steps
+from scdeepclust.train import Initialiser, Phase, epochs_for_steps, undone_on_failure
 
 from ._getters import GateGetters
 from ._module import IDCModule
@@ -86,6 +85,8 @@ class IDC(GateGetters, ClusteringModel):
         rate_weight: float = 1.0,
         encode_covariates: bool = True,
         n_init: int = 3,
+        seed: int | None = None,
+        extra_payload_autotune: bool = False,
         registry: dict | None = None,
     ):
         check_choice("clusterer", clusterer, ("mcr2", "kmeans", "leiden"))
@@ -108,30 +109,32 @@ class IDC(GateGetters, ClusteringModel):
             "encode_covariates": encode_covariates,
         }
         init = init if clusterer == "mcr2" else clusterer
-        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init)
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, seed=seed)
         self._clusterer = clusterer
         self.init_params_ = self._get_init_params(locals())
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def _has_clusters(self) -> bool:
+        return bool(self.module.z_scale > 0)
+
     def _phases(self, pretrain_epochs, max_epochs, n_train, batch_size) -> list[Phase]:
         if self._keeps_reference_clusters:
-            # the columns of new batches learn from reconstruction alone; the clusters stay what they are
-            epochs = epochs_for_steps(400, n_train, batch_size, 100) if max_epochs is None else max_epochs
-            return [Phase("query", epochs)]
-        has_clusters = bool(self.module.z_scale > 0)
+            return self._query_phases(max_epochs, n_train, batch_size)
         if pretrain_epochs is None:
             # a model that has clusters goes on from them
-            pretrain_epochs = 0 if has_clusters else epochs_for_steps(N_STEPS, n_train, batch_size, 240)
+            pretrain_epochs = 0 if self._continues else epochs_for_steps(N_STEPS, n_train, batch_size, 240)
         if max_epochs is None:
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
         ungated = pretrain_epochs * 2 // 5
-        begin = self._freeze if has_clusters and not pretrain_epochs else self._start_clusters
+        begin = self._freeze if self._continues and not pretrain_epochs else self._start_clusters
         warmup = {"kl_warmup": 0.6}  # the number of open genes falls over this share of a phase
+        has_fallen = begin == self._freeze and any(name == "cluster" and n for name, n in self.phases_)
         return [
             Phase("pretrain", ungated, begin=self._without_gates),
             Phase("gates", pretrain_epochs - ungated, begin=self._with_gates, plan_kwargs=warmup),
-            Phase("cluster", max_epochs, begin=begin, plan_kwargs=warmup | {"lr": 1e-2}),
+            Phase("cluster", max_epochs, begin=begin, plan_kwargs=({} if has_fallen else warmup) | {"lr": 1e-2}),
         ]
 
     def _learn(self, *parts: str) -> None:
@@ -187,11 +190,6 @@ class IDC(GateGetters, ClusteringModel):
         """
         self._check_if_trained(warn=False)
         check_n_clusters(n_clusters, self.adata.n_obs)
-        arguments = {name: dict(values) for name, values in self.init_params_.items()}
-        before = self.__dict__ | {"module": deepcopy(self.module), "init_params_": arguments}
-        try:
+        with undone_on_failure(self):
             self.module.forget_clusters(n_clusters or 0)
             self.train(max_epochs, pretrain_epochs=0, **train_kwargs)
-        except BaseException:  # an interrupt too: without clusters, all probabilities would be NaN
-            self.__dict__.update(before)
-            raise

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scdeepclust.model._base import TARGET_TOTAL, ClusteringModel, shared_docs, start_seed
+from scdeepclust.model._base import TARGET_TOTAL, ClusteringModel, shared_docs
 from scdeepclust.nn import Dispersion, GeneLikelihood
 from scdeepclust.train import (
     Initialiser,
@@ -109,6 +109,8 @@ class MFCVAE(FacetGetters, ClusteringModel):
         anchor: float = 0.0,
         encode_covariates: bool = False,
         n_init: int = 3,
+        seed: int | None = None,
+        extra_payload_autotune: bool = False,
         registry: dict | None = None,
     ):
         facet_clusters = _one_per_facet("n_facet_clusters", n_facet_clusters, n_facets, 0)
@@ -126,7 +128,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
             "anchor": anchor,
             "encode_covariates": encode_covariates,
         }
-        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init)
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, seed=seed)
         self._guides = _one_per_facet("guides", guides, n_facets, None)
         if adata is not None and registry is None:
             for column in filter(None, self._guides):
@@ -137,21 +139,22 @@ class MFCVAE(FacetGetters, ClusteringModel):
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def _has_clusters(self) -> bool:
+        return bool(self.module.mixtures[0].initialised)
+
     def _phases(self, pretrain_epochs, max_epochs, n_train, batch_size) -> list[Phase]:
         if self._keeps_reference_clusters:
-            # the columns of new batches learn below the mixtures of the reference, which stay what they are
-            epochs = epochs_for_steps(400, n_train, batch_size, 100) if max_epochs is None else max_epochs
-            return [Phase("query", epochs)]
+            return self._query_phases(max_epochs, n_train, batch_size)
         others = range(1, self.module.n_facets)
-        has_clusters = self.module.mixtures[0].is_initialised
         if pretrain_epochs is None:
             # a model that has clusters goes on from them
             steps = 1000 + 500 * len(others)
-            pretrain_epochs = 0 if has_clusters else epochs_for_steps(steps, n_train, batch_size, 200)
+            pretrain_epochs = 0 if self._continues else epochs_for_steps(steps, n_train, batch_size, 200)
         if max_epochs is None:
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
         entry = pretrain_epochs // (2 + len(others))  # the main facet has twice the time of another one
-        starts = None if has_clusters and not pretrain_epochs else self._start_clusters
+        starts = self._continue_clusters if self._continues and not pretrain_epochs else self._start_clusters
         return [
             Phase(
                 "pretrain",
@@ -178,6 +181,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
         groups = self._start_groups(j, cells)
         if groups is None:
             self.module.close_facet(j)
+            self.starts_ = {name: codes for name, codes in self.starts_.items() if name != _start_of(j)}
         else:
             features = torch.cat([self._encode(tensors)["features"][j] for tensors in self._minibatches(indices=cells)])
             codes = torch.as_tensor(groups, device=self.device)
@@ -188,8 +192,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
 
     def _guide(self, j: int, cells: np.ndarray, groups: torch.Tensor) -> None:
         """Let facet j keep to its start groups, one for each of these cells, until training ends."""
-        of_all_cells = torch.full((self.adata.n_obs,), -1)
-        self.module.guides[j] = of_all_cells.index_copy_(0, torch.as_tensor(cells), groups.cpu())
+        self.module.guides[j] = self._keep_start(_start_of(j), cells, groups.cpu().numpy())
 
     def _start_groups(self, j: int, cells: np.ndarray) -> np.ndarray | None:
         """Groups (n,) of facet j: of its column in ``obs``, or crossed with the facets before it, or None."""
@@ -197,8 +200,8 @@ class MFCVAE(FacetGetters, ClusteringModel):
             return pd.factorize(self.adata.obs[column], sort=True)[0][cells]
         points = self._denoised_points(cells, _log_expression)
         n_groups = None if self._finds_facet_clusters[j - 1] else self.module.mixtures[j].n_components
-        n_clusters = self.n_clusters or max(2, n_communities(points, seed=start_seed()))
-        found = crossed_groups(points, n_clusters, n_groups, seed=start_seed())
+        n_clusters = self.n_clusters or max(2, n_communities(points, seed=self._start_seed))
+        found = crossed_groups(points, n_clusters, n_groups, seed=self._start_seed)
         self.crossing_[j] = found.ratio
         if found.ratio >= 1 and n_groups is None:
             return None
@@ -212,7 +215,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
         for j in range(1, self.module.n_facets):
             if not self.module.mixtures[j].is_initialised:  # its phase was skipped
                 self._enter_facet(j, train_indices)
-                self.module.set_fade(j, 1.0)
+            self.module.set_fade(j, 1.0)  # whichever epoch of its phase was kept
         cells = np.sort(train_indices)
         labels = self._start_labels(cells)
         moments = [self.module.posterior(self._encode(t), 0) for t in self._minibatches(indices=cells)]
@@ -220,6 +223,10 @@ class MFCVAE(FacetGetters, ClusteringModel):
         self.module.start_facet(0, z_mean, z_log_var.exp(), torch.as_tensor(labels, device=self.device))
         if self.module.anchor:
             self._guide(0, cells, torch.as_tensor(labels))
+
+    def _continue_clusters(self, train_indices: np.ndarray) -> None:
+        guides = {j: self._kept_start(_start_of(j)) for j in range(self.module.n_facets) if j or self.module.anchor}
+        self.module.guides = {j: groups for j, groups in guides.items() if groups is not None}
 
     def _end_training(self, train_indices: np.ndarray) -> None:
         self.module.guides = {}
@@ -230,6 +237,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
                 )
                 order = np.argsort(-sizes, kind="stable")
                 self.module.reorder_clusters(torch.as_tensor(order, device=self.device), j)
+                self._renumber_start(_start_of(j), order)
         super()._end_training(train_indices)
 
     def _warn_if_degenerate(self, probabilities: np.ndarray) -> None:
@@ -255,6 +263,11 @@ class MFCVAE(FacetGetters, ClusteringModel):
                     "or ask for fewer facets.",
                     stacklevel=2,
                 )
+
+
+def _start_of(j: int) -> str:
+    """Name under which the start groups of facet j are kept; those of the main facet are renumbered with it."""
+    return f"facet{j}" if j else "labels"
 
 
 def _log_expression(share_root: np.ndarray) -> np.ndarray:

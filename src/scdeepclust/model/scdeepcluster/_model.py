@@ -211,6 +211,8 @@ class SCDeepCluster(ClusteringModel):
         encode_covariates: bool = True,
         n_init: int = 3,
         tol: float = 1e-3,
+        seed: int | None = None,
+        extra_payload_autotune: bool = False,
         registry: dict | None = None,
     ):
         check_choice("targets", targets, ("stored", "streaming"))
@@ -227,26 +229,27 @@ class SCDeepCluster(ClusteringModel):
             "anchor": anchor,
             "encode_covariates": encode_covariates,
         }
-        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init)
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, seed=seed)
         self._tol = tol
         self._stores_targets = targets == "stored"
         self.init_params_ = self._get_init_params(locals())
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def _has_clusters(self) -> bool:
+        return bool(self.module.bandwidth > 0)
+
     def _phases(self, pretrain_epochs, max_epochs, n_train, batch_size) -> list[Phase]:
         if self._keeps_reference_clusters:
-            # the columns of new batches learn from reconstruction alone; the clusters stay what they are
-            epochs = epochs_for_steps(400, n_train, batch_size, 100) if max_epochs is None else max_epochs
-            return [Phase("query", epochs)]
-        has_clusters = bool(self.module.bandwidth > 0)
+            return self._query_phases(max_epochs, n_train, batch_size)
         if pretrain_epochs is None:
             # a model that has clusters goes on from them
-            pretrain_epochs = 0 if has_clusters else epochs_for_steps(1000, n_train, batch_size, 200)
+            pretrain_epochs = 0 if self._continues else epochs_for_steps(1000, n_train, batch_size, 200)
         if max_epochs is None:
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
         refresh = RefreshTargets(self._refresh_targets, self._tol)
-        starts = None if has_clusters and not pretrain_epochs else self._start_clusters
+        starts = self._continue_clusters if self._continues and not pretrain_epochs else self._start_clusters
         return [
             Phase("pretrain", pretrain_epochs),
             Phase("cluster", max_epochs, begin=starts, plan_kwargs={"lr": 5e-4}, callbacks=[refresh]),
@@ -257,9 +260,10 @@ class SCDeepCluster(ClusteringModel):
         labels = self._start_labels(cells)
         z = torch.as_tensor(self._latent(indices=cells), device=self.device)
         self.module.start_clusters(z, torch.as_tensor(labels, device=self.device))
-        self.module.start_labels = torch.full((self.adata.n_obs,), -1).index_copy_(
-            0, torch.as_tensor(cells), torch.as_tensor(labels)
-        )
+        self.module.start_labels = self._keep_start("labels", cells, labels)
+
+    def _continue_clusters(self, train_indices: np.ndarray) -> None:
+        self.module.start_labels = self._kept_start("labels")
 
     @torch.no_grad()
     def _refresh_targets(self) -> np.ndarray:

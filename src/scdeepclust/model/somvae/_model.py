@@ -40,7 +40,7 @@ from scvi.module.base import LossOutput
 from torch import Tensor, nn
 
 from scdeepclust._keys import CELL_INDEX
-from scdeepclust.model._base import AutoencoderModule, ClusteringModel, shared_docs, start_seed
+from scdeepclust.model._base import AutoencoderModule, ClusteringModel, shared_docs
 from scdeepclust.nn import (
     Covariates,
     Dispersion,
@@ -251,6 +251,7 @@ class SOMVAE(TransitionGetters, MapGetters, ClusteringModel):
     """
 
     _module_cls = SOMVAEModule
+    _made_by_begin = ("_pairs",)
 
     def __init__(
         self,
@@ -271,6 +272,8 @@ class SOMVAE(TransitionGetters, MapGetters, ClusteringModel):
         smoothness_weight: float = 0.03,
         encode_covariates: bool = True,
         n_init: int = 3,
+        seed: int | None = None,
+        extra_payload_autotune: bool = False,
         registry: dict | None = None,
     ):
         _check_grid(grid, n_clusters)
@@ -288,24 +291,25 @@ class SOMVAE(TransitionGetters, MapGetters, ClusteringModel):
             "encode_covariates": encode_covariates,
             "grid": grid or (0, 0),
         }
-        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init)
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, seed=seed)
         self.transition_counts_: np.ndarray | None = None
         self.init_params_ = self._get_init_params(locals())
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def _has_clusters(self) -> bool:
+        return bool(self.module.scale > 0)
+
     def _phases(self, pretrain_epochs, max_epochs, n_train, batch_size) -> list[Phase]:
         if self._keeps_reference_clusters:
-            # the columns of new batches learn from reconstruction alone; the map stays what it is
-            epochs = epochs_for_steps(400, n_train, batch_size, 100) if max_epochs is None else max_epochs
-            return [Phase("query", epochs)]
-        has_map = bool(self.module.scale > 0)
+            return self._query_phases(max_epochs, n_train, batch_size)
         if pretrain_epochs is None:
             # a model that has a map goes on from it
-            pretrain_epochs = 0 if has_map else epochs_for_steps(1000, n_train, batch_size, 200)
+            pretrain_epochs = 0 if self._continues else epochs_for_steps(1000, n_train, batch_size, 200)
         if max_epochs is None:
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
-        starts = self._continue_map if has_map and not pretrain_epochs else self._start_map
+        starts = self._continue_map if self._continues and not pretrain_epochs else self._start_map
         refresh = RefreshTargets(self._refresh_map, tol=0.0)
         return [
             Phase("pretrain", pretrain_epochs),
@@ -321,18 +325,17 @@ class SOMVAE(TransitionGetters, MapGetters, ClusteringModel):
         if not grid.n_nodes:
             grid = Grid(*choose_grid(points, int(labels.max()) + 1))
         self.init_params_["non_kwargs"]["grid"] = tuple(grid)  # loading builds the module from these
-        codebook, node = lay_map(points, labels, grid, seed=start_seed())
+        codebook, node = lay_map(points, labels, grid, seed=self._start_seed)
         regions = vote_regions(node, labels, codebook, grid)
         z = torch.as_tensor(self._latent(indices=cells), device=self.device)
         on_device = [torch.as_tensor(values, device=self.device) for values in (node, regions)]
         self.module.start_map(z, on_device[0], grid, on_device[1], int(labels.max()) + 1)
-        self.module.start_nodes = torch.full((self.adata.n_obs,), -1)
-        self.module.start_nodes[cells] = torch.as_tensor(node)
+        self.module.start_nodes = self._keep_start("nodes", cells, node)
         self._find_pairs(cells, points)
 
     def _continue_map(self, train_indices: np.ndarray) -> None:
-        cells = np.sort(train_indices)
-        self._find_pairs(cells, None)
+        self.module.start_nodes = self._kept_start("nodes")
+        self._find_pairs(np.sort(train_indices), None)
 
     @torch.no_grad()
     def _refresh_map(self) -> np.ndarray:

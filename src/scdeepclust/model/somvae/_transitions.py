@@ -10,7 +10,7 @@ import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from scdeepclust.model._base import ModelPart, check_choice, check_obs_keys, shared_docs, start_seed
+from scdeepclust.model._base import ModelPart, check_choice, check_obs_keys, shared_docs
 
 from ._cell_pairs import are_sequences, cell_pairs, count_pairs, require_transport, time_codes
 from ._som import smoothed_transitions, stationary_distribution
@@ -119,7 +119,8 @@ class TransitionGetters(ModelPart):
     ) -> csr_matrix:
         if points is None and not are_sequences(time, trajectory):
             points = self._denoised_points(cells)
-        return cell_pairs(time, trajectory, np.zeros((len(cells), 1)) if points is None else points, seed=start_seed())
+        points = np.zeros((len(cells), 1)) if points is None else points
+        return cell_pairs(time, trajectory, points, seed=self._start_seed)
 
     def _count_transitions(self, node: np.ndarray) -> None:
         """Count transitions between nodes, and set where each cell is expected to arrive from those before it."""
