@@ -1,7 +1,15 @@
 """How a model is fitted, whatever the model: phases, training plan, data, start labels, callbacks."""
 
 from ._callbacks import GracefulInterrupt, PhaseProgressBar, RefreshTargets
-from ._data import BlockShuffleLoader, CountsDataset, CountsManager, CountsSplitter, Minibatch, to_device
+from ._data import (
+    BlockShuffleLoader,
+    CountsDataset,
+    CountsManager,
+    CountsSplitter,
+    Minibatch,
+    is_collection,
+    to_device,
+)
 from ._init import (
     Initialiser,
     given_labels,
@@ -37,6 +45,7 @@ __all__ = [
     "epochs_for_steps",
     "given_labels",
     "initial_labels",
+    "is_collection",
     "kmeans_labels",
     "leiden_labels",
     "means_and_sizes",

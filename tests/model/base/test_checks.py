@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.sparse import csr_matrix
 
 from scdeepclust.model import SCDeepCluster
-from scdeepclust.model._base._checks import check_counts, gene_statistics
+from scdeepclust.model._base._matrix import check_counts, gene_statistics
 
 
 def small(x=None, **obs):

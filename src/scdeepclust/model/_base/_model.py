@@ -11,20 +11,21 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
-from scvi.model.base import BaseModelClass, RNASeqMixin
+from scvi.model.base import BaseModelClass
 
 from scdeepclust._keys import ResultKeys
 from scdeepclust.nn import Dispersion, GeneLikelihood
 from scdeepclust.train import Initialiser, PhasedTrainingMixin, given_labels, initial_labels
 
-from ._checks import check_choice, check_init, check_n_clusters
+from ._checks import check_choice, check_held_out, check_init, check_n_clusters
 from ._data import CountDataMixin, Indices
+from ._inherited import InheritedGetters
 from ._query import QueryMappingMixin
-from ._results import fit_parameters
+from ._results import check_key, fit_parameters, write_results
 from ._start import denoised_components, start_seed
 
 
-class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseModelClass):
+class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, InheritedGetters, BaseModelClass):
     """Base of all models: counts in an AnnData object in, clusters out.
 
     A model sets ``_module_cls`` and writes ``_phases`` and whatever getters are its own. Its module offers
@@ -46,6 +47,8 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
     ):
         check_choice("gene_likelihood", module_kwargs["gene_likelihood"], get_args(GeneLikelihood))
         check_choice("dispersion", module_kwargs["dispersion"], get_args(Dispersion))
+        if adata is not None:
+            self._check_is_set_up(adata)
         super().__init__(adata, registry)
         n_obs = self.summary_stats.n_cells
         if registry is None:  # a trained model may get other and fewer cells than those its clusters were found in
@@ -90,6 +93,14 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
         self.initial_labels_ = labels.astype(str)
         self._keep_n_clusters(len(order))
         return labels
+
+    def _begin_training(self) -> None:
+        """Find what is wrong with the data or the start before any training."""
+        if not isinstance(self._init, str) and not self._keeps_reference_clusters:
+            if not self.module.knows_data or len(self._init) == self.adata.n_obs:
+                given_labels(self._init, self.adata.n_obs, self.module.n_clusters or None)
+                check_held_out("init", pd.Series(np.asarray(self._init)), self.train_indices)
+        super()._begin_training()
 
     def _start_points(self, cells: np.ndarray) -> np.ndarray:
         """Where clusters are looked for, (n, P): denoised expression, unless a model knows better."""
@@ -177,7 +188,7 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
         adata
             Data of the same genes; by default the data of the model. Genes in another order are put into order.
         indices
-            Rows of the cells; all by default.
+            Cells: row numbers, names, a mask or a slice; all by default.
         soft
             Return probabilities instead of labels.
         batch_size
@@ -196,12 +207,12 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
             If genes are missing, batches are unknown or the data are no counts.
         """
         self._check_if_trained(warn=False)
-        adata = self._validate_anndata(adata)
-        probabilities = self._probabilities(adata, indices, batch_size)
+        cells, rows = self._cells(adata, indices)
+        probabilities = self._probabilities(cells, rows, batch_size)
         if not soft:
             return probabilities.argmax(axis=1).astype(str)
-        names = adata.obs_names if indices is None else adata.obs_names[indices]
-        return pd.DataFrame(probabilities, index=names, columns=[str(k) for k in range(self.n_clusters)])
+        columns = [str(k) for k in range(self.n_clusters)]
+        return pd.DataFrame(probabilities, index=cells.obs_names[rows], columns=columns)
 
     def get_latent_representation(
         self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
@@ -253,7 +264,8 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
     def write_back(self, adata: AnnData | None = None, key_added: str | None = None) -> None:
         """Write labels, confidence, embedding, probabilities and the parameters of the fit into ``adata``.
 
-        This is the only method that writes into an AnnData object.
+        This is the only method that writes into an AnnData object. What an earlier call wrote under the same key is
+        removed.
 
         Parameters
         ----------
@@ -272,13 +284,14 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, RN
         target = self.adata if adata is None else adata
         if target is None:
             raise ValueError("`adata` is needed: this model was loaded without data.")
-        keys = ResultKeys(key_added or type(self).__name__.lower())
+        keys = ResultKeys(check_key(key_added, self))
         # everything is computed before anything is written, so that a failure leaves `adata` as it was
-        results = self._results(adata, keys)
-        for slot, name, value in results:
-            getattr(target, slot)[name] = value
+        results = self._results(self._validate_anndata(adata), keys)
+        if len(results[0][2]) != target.n_obs:
+            raise ValueError(f"`adata` has {target.n_obs} cells, but there are results of {len(results[0][2])}.")
+        write_results(target, keys.key, results)
 
-    def _results(self, adata: AnnData | None, keys: ResultKeys) -> list[tuple[str, str, Any]]:
+    def _results(self, adata: AnnData, keys: ResultKeys) -> list[tuple[str, str, Any]]:
         """What :meth:`write_back` writes, as (slot, name, value); a model adds its own."""
         probabilities = self._probabilities(adata)
         names = [str(k) for k in range(self.n_clusters)]

@@ -9,7 +9,8 @@ import torch
 from anndata import AnnData
 from scvi.model.base import ArchesMixin
 
-from ._checks import check_categorical_covariates, match_genes
+from ._cells import match_genes
+from ._checks import check_categorical_covariates
 from ._module import ClusteringModule
 
 

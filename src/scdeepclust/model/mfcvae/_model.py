@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scdeepclust.model._base import TARGET_TOTAL, ClusteringModel, shared_docs, start_seed
+from scdeepclust.model._base import TARGET_TOTAL, ClusteringModel, check_held_out, shared_docs, start_seed
 from scdeepclust.nn import Dispersion, GeneLikelihood
 from scdeepclust.train import (
     Initialiser,
@@ -171,6 +171,12 @@ class MFCVAE(FacetGetters, ClusteringModel):
             ),
             Phase("mixture", max_epochs, begin=starts, plan_kwargs={"lr": 5e-4}),
         ]
+
+    def _begin_training(self) -> None:
+        if not self._keeps_reference_clusters and not self.module.knows_data:
+            for column in filter(None, self._guides):
+                check_held_out("guides", self.adata.obs[column], self.train_indices)
+        super()._begin_training()
 
     def _enter_facet(self, j: int, train_indices: np.ndarray) -> None:
         """Find the groups facet j starts from and let it in; without any it stays closed."""

@@ -10,7 +10,7 @@ import torch
 from anndata import AnnData
 
 from scdeepclust._keys import ResultKeys
-from scdeepclust.model._base import Indices, ModelPart
+from scdeepclust.model._base import Indices, ModelPart, all_genes
 from scdeepclust.nn import Covariates
 
 from ._som import topographic_error
@@ -48,8 +48,8 @@ class MapGetters(ModelPart):
             If the model is not trained.
         """
         self._check_if_trained(warn=False)
-        adata = self._validate_anndata(adata)
-        distances = self._node_distances(adata, indices, batch_size)
+        cells, rows = self._cells(adata, indices)
+        distances = self._node_distances(cells, rows, batch_size)
         node = distances.argmin(dim=1)
         at, beside = self.module.grid.coordinates(), self.module.grid.adjacency(diagonal=True)
         near = beside[node].float().scatter(1, node.unsqueeze(1), 1.0)
@@ -65,7 +65,7 @@ class MapGetters(ModelPart):
                 "x": place[:, 1].numpy(),
                 "y": place[:, 0].numpy(),
             },
-            index=adata.obs_names if indices is None else adata.obs_names[indices],
+            index=cells.obs_names[rows],
         )
 
     @torch.inference_mode()
@@ -154,8 +154,10 @@ class MapGetters(ModelPart):
         the mean squared distance to their mean); ``topographic_error``: share of the cells whose two nearest nodes are
         not among each other's eight neighbours; ``dead_nodes``: share of the nodes without cells.
         """
-        distances = self._node_distances(adata)
-        z = self._latent(adata)
+        self._check_if_trained(warn=False)
+        cells = self._validate_anndata(adata)
+        distances = self._node_distances(cells)
+        z = self._latent(cells)
         spread = float(np.sqrt(np.square(z - z.mean(axis=0)).sum(axis=1).mean()))
         to_node = float((distances.amin(dim=1) * self.module.scale.cpu()).sqrt().mean())
         hits = torch.bincount(distances.argmin(dim=1), minlength=distances.shape[1])
@@ -165,12 +167,11 @@ class MapGetters(ModelPart):
             "dead_nodes": float((hits == 0).float().mean()),
         }
 
-    def _results(self, adata: AnnData | None, keys: ResultKeys) -> list[tuple[str, str, Any]]:
+    def _results(self, adata: AnnData, keys: ResultKeys) -> list[tuple[str, str, Any]]:
         results = super()._results(adata, keys)
         nodes, node_map = self.get_nodes(adata), self.get_som_map(adata)
-        target = self.adata if adata is None else adata
         # `adata` may have genes that the model was not trained on
-        profiles = self.get_node_profiles().reindex(target.var_names.astype(str)).to_numpy(dtype=np.float32)
+        profiles = self.get_node_profiles().reindex(all_genes(adata).astype(str)).to_numpy(dtype=np.float32)
         parameters = results[-1][2]
         parameters["grid"] = list(self.module.grid)
         parameters["codebook"] = self.module.codebook.detach().cpu().numpy()
