@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix, issparse, vstack
 from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager, AnnTorchDataset
 from scvi.data.fields import AnnDataField
-from scvi.dataloaders import DataSplitter
+from scvi.dataloaders import AnnDataLoader, DataSplitter
 from torch.utils.data import Subset
 
 from scdeepclust._compat import annbatch_reader
@@ -227,8 +227,21 @@ def _stack(parts: list[np.ndarray | csr_matrix]) -> np.ndarray | csr_matrix:
     return vstack(parts, format="csr") if issparse(parts[0]) else np.concatenate(parts)
 
 
+class LateLoader(AnnDataLoader):
+    """A loader that starts at the first minibatch that is asked for, also with ``scvi.settings.dl_num_workers``.
+
+    Processes that read ahead would draw the order of the cells before what is drawn at the start of an epoch, and the
+    same seed would give other labels than without them.
+    """
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        yield from super().__iter__()
+
+
 class CountsSplitter(DataSplitter):
     """Training, validation and test loaders whose sparse counts stay sparse up to the model."""
+
+    data_loader_cls = LateLoader
 
     def __init__(self, adata_manager: AnnDataManager, **kwargs):
         super().__init__(adata_manager, **(kwargs | {"load_sparse_tensor": True}))
