@@ -50,6 +50,7 @@ def tiny() -> anndata.AnnData:
     adata.obs["kit"] = pd.Categorical.from_codes(np.arange(120) % 2, ["a", "b"])
     adata.obs["age"] = np.linspace(0, 1, 120)
     adata.obs["batch"] = adata.obs["batch"].astype(str)
+    adata.obs["day"], adata.obs["donor"] = np.arange(120) % 4, np.arange(120) // 4
     return adata
 
 
@@ -66,7 +67,8 @@ def saved_models(tiny: anndata.AnnData, tmp_path_factory: pytest.TempPathFactory
         scvi.settings.seed = 0
         model_cls, adata = getattr(sdc.model, name), tiny.copy()
         covariates = {"categorical_covariate_keys": ["kit"], "continuous_covariate_keys": ["age"]}
-        model_cls.setup_anndata(adata, batch_key="batch", **covariates)
+        time = {"time_key": "day", "trajectory_key": "donor"} if name == "SOMVAE" else {}
+        model_cls.setup_anndata(adata, batch_key="batch", **covariates, **time)
         model = model_cls(adata, n_clusters=3, n_hidden=16, n_latent=4, **more.get(name, {}))
         model.train(pretrain_epochs=4, max_epochs=1, enable_progress_bar=False, accelerator="cpu")
         model.save(str(folder / name))

@@ -1,10 +1,10 @@
 """What the five systems share."""
 
-from ._cells import all_genes, cell_rows
+from ._cells import all_genes, cell_rows, check_counts_of, check_flags
 from ._checks import check_anndata, check_choice, check_held_out, check_n_clusters, check_obs_keys
 from ._data import Indices
 from ._docs import shared_docs
-from ._draw import draw_codes
+from ._draw import check_draw, draw_codes
 from ._inherited import checked
 from ._matrix import count_matrix
 from ._model import ClusteringModel, ModelPart
@@ -24,6 +24,9 @@ __all__ = [
     "cell_rows",
     "check_anndata",
     "check_choice",
+    "check_counts_of",
+    "check_draw",
+    "check_flags",
     "check_held_out",
     "check_n_clusters",
     "check_obs_keys",

@@ -13,7 +13,7 @@ from scvi.data.fields import AnnDataField
 
 from scdeepclust.train import CountsManager
 
-from ._checks import check_is_anndata, check_new_cells
+from ._checks import check_is_anndata, check_new_cells, plain
 from ._fields import registered_fields
 from ._matrix import count_matrix, with_genes
 
@@ -110,6 +110,8 @@ def cell_rows(indices: Any, obs_names: pd.Index, argument: str = "indices") -> n
     n_obs = len(obs_names)
     if indices is None:
         return np.arange(n_obs)
+    if isinstance(indices, dict | set):
+        raise ValueError(f"`{argument}` must be row numbers, names of cells, a mask of {n_obs} or a slice.")
     if isinstance(indices, slice):
         chosen = np.arange(n_obs)[indices] if _is_plain_slice(indices) else np.empty(0, dtype=int)
     else:
@@ -134,6 +136,8 @@ def _rows_of(values: np.ndarray, obs_names: pd.Index, argument: str) -> np.ndarr
         if len(values) != n_obs:
             raise ValueError(f"{what}; found a mask of {len(values)}.")
         return np.flatnonzero(values)
+    if values.dtype.kind == "O" and not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{what}; found values such as {plain(values[0])!r}.")
     if values.dtype.kind in "UOT" and len(values):
         places = pd.Index(obs_names).get_indexer_for(values) if obs_names.is_unique else None
         if places is None:
@@ -141,11 +145,11 @@ def _rows_of(values: np.ndarray, obs_names: pd.Index, argument: str) -> np.ndarr
         if (places < 0).any():
             raise ValueError(
                 f"`{argument}`: {(places < 0).sum()} names are not in `adata.obs_names`, such as "
-                f"{values[places < 0][0]!r}."
+                f"{plain(values[places < 0][0])!r}."
             )
         return places
     if values.dtype.kind not in "iu" and len(values):
-        raise ValueError(f"{what}; found values such as {values[0]!r}.")
+        raise ValueError(f"{what}; found values such as {plain(values[0])!r}.")
     rows = values.astype(np.int64)
     outside = (rows < -n_obs) | (rows >= n_obs)
     if outside.any():
@@ -156,6 +160,25 @@ def _rows_of(values: np.ndarray, obs_names: pd.Index, argument: str) -> np.ndarr
 def is_count(value: Any) -> bool:
     """Whether this is a whole number of at least 1."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+
+
+def is_positive(value: Any) -> bool:
+    """Whether this is a finite number above 0."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(0 < value < np.inf)
+
+
+def check_counts_of(**values: Any) -> None:
+    """Raise a ValueError unless each argument is a whole number of at least 1."""
+    for name, value in values.items():
+        if not is_count(value):
+            raise ValueError(f"`{name}` must be a whole number of at least 1; found {value!r}.")
+
+
+def check_flags(**flags: Any) -> None:
+    """Raise a ValueError unless each argument is true or false."""
+    for name, value in flags.items():
+        if value is not None and not isinstance(value, bool | np.bool_ | int):
+            raise ValueError(f"`{name}` must be True or False; found {value!r}.")
 
 
 def check_batch_size(batch_size: Any) -> None:

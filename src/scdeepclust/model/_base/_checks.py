@@ -198,13 +198,13 @@ def _kind(value: Any) -> str:
     return "numbers" if isinstance(value, Number) else type(value).__name__
 
 
-def check_n_clusters(n_clusters: int | None, n_obs: int) -> None:
-    """Raise a ValueError unless ``n_clusters`` is None or between 2 and the number of cells."""
+def check_n_clusters(n_clusters: int | None, n_obs: int, argument: str = "n_clusters") -> None:
+    """Raise a ValueError unless this is None or between 2 and the number of cells."""
     if n_clusters is None:
         return
     if not isinstance(n_clusters, Integral) or not 2 <= n_clusters <= n_obs:
         raise ValueError(
-            f"`n_clusters` must be a whole number between 2 and the number of cells ({n_obs}), or None to find it "
+            f"`{argument}` must be a whole number between 2 and the number of cells ({n_obs}), or None to find it "
             f"from the data; found {n_clusters!r}."
         )
 
@@ -221,7 +221,7 @@ def check_held_out(argument: str, labels: pd.Series, train_indices: np.ndarray) 
 
 def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise a ValueError unless ``value`` is one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"`{argument}` must be one of {', '.join(map(repr, choices))}; found {value!r}.")
 
 
@@ -272,7 +272,7 @@ def check_new_obs(adata: AnnData, registry: dict, model_name: str, *, may_grow: 
 def _other_type(column: str, known: Sequence) -> str:
     """Remedy for a column whose values are text where the known ones are not, or the other way round."""
     kind = _kind(known[0])
-    convert = f".map({{str(k): k for k in {list(map(_plain, known))}}})" if kind != "text" else ".astype(str)"
+    convert = f".map({{str(k): k for k in {list(map(plain, known))}}})" if kind != "text" else ".astype(str)"
     return f"The known ones are {kind}: run `adata.obs[{column!r}] = adata.obs[{column!r}]{convert}`."
 
 
@@ -315,11 +315,11 @@ def check_size_factor_scale(factors: np.ndarray, totals: np.ndarray, known_facto
         )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value of NumPy as Python writes it."""
     return getattr(value, "item", lambda: value)()
 
 
 def _listed(values: Iterable) -> str:
     """Values with their quotes, so that 0 and "0" look different."""
-    return ", ".join(repr(_plain(value)) for value in values)
+    return ", ".join(repr(plain(value)) for value in values)

@@ -34,7 +34,7 @@ def used_categories(column: pd.Series) -> np.ndarray:
 def category_codes(column: pd.Series, categories: Sequence | np.ndarray) -> np.ndarray:
     """Place of each value among the categories, which have been checked to hold all of them."""
     values = column.astype("category")
-    index = pd.Index(np.asarray(categories, dtype=object))
+    index = pd.Index(categories).astype(object)  # dates stay dates
     places = index.get_indexer(values.cat.categories.to_numpy(dtype=object))
     codes = np.append(places, -1)[values.cat.codes].astype(np.int32)  # a missing value has code -1
     if (codes < 0).any():
@@ -171,19 +171,39 @@ def registered_fields(
 @contextmanager
 def unchanged_on_error(adata: AnnData) -> Iterator[None]:
     """Take back what scvi-tools wrote into ``adata`` if the registration fails half-way."""
-    # a collection of files may have no obsm
-    before = {slot: _registered(getattr(adata, slot)) for slot in SLOTS if getattr(adata, slot, None) is not None}
+    before = _registered(adata)
     try:
         yield
     except BaseException:
-        for slot, values in before.items():
-            container = getattr(adata, slot)
-            for name in _registered(container):
-                del container[name]
-            for name, value in values.items():
-                container[name] = value
+        _put_back(adata, before)
         raise
 
 
-def _registered(container) -> dict:
-    return {name: container[name] for name in container.keys() if str(name).startswith("_scvi")}
+@contextmanager
+def unchanged(adata: AnnData) -> Iterator[None]:
+    """Take back what scvi-tools wrote into ``adata``, whatever happens."""
+    before = _registered(adata)
+    try:
+        yield
+    finally:
+        _put_back(adata, before)
+
+
+def _registered(adata: AnnData) -> dict[str, dict]:
+    """What scvi-tools has in ``adata``, by slot and name; a collection of files may have no obsm."""
+    slots = {slot: getattr(adata, slot) for slot in SLOTS if getattr(adata, slot, None) is not None}
+    return {slot: {name: held[name] for name in held.keys() if _is_of_scvi(name)} for slot, held in slots.items()}
+
+
+def _put_back(adata: AnnData, before: dict[str, dict]) -> None:
+    for slot, values in before.items():
+        held = getattr(adata, slot)
+        for name in [name for name in held.keys() if _is_of_scvi(name) and name not in values]:
+            del held[name]
+        for name, value in values.items():
+            if name not in held or held[name] is not value:
+                held[name] = value
+
+
+def _is_of_scvi(name: object) -> bool:
+    return str(name).startswith("_scvi")

@@ -13,9 +13,9 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass, RNASeqMixin
 
-from ._cells import cell_rows, check_batch_size, is_count
+from ._cells import cell_rows, check_batch_size, check_counts_of, check_flags, is_positive
 from ._checks import check_choice
-from ._fields import unchanged_on_error
+from ._fields import unchanged
 
 Getter = TypeVar("Getter", bound=Callable)
 
@@ -41,7 +41,13 @@ def checked(method: Getter) -> Getter:
             if given.get(name) is not None:
                 given[name] = _chosen(given[name], cells, name)
         _check_arguments(self, given, cells)
-        with unchanged_on_error(cells):
+        if "correlation_type" in parameters.parameters:
+            _check_draws(given)
+        flags = [name for name, parameter in parameters.parameters.items() if isinstance(parameter.default, bool)]
+        check_flags(**{name: given[name] for name in flags if name in given})
+        if given.get("n_samples_overall") is not None:
+            given["return_numpy"] = True  # draws belong to no cell
+        with unchanged(cells):
             return method(*call.args, **call.kwargs)
 
     return getter  # type: ignore[return-value]
@@ -60,35 +66,42 @@ class InheritedGetters(RNASeqMixin):
 def _check_arguments(model: BaseModelClass, given: dict[str, Any], cells: AnnData) -> None:
     """Raise a ValueError for an argument that the getter could not use."""
     check_batch_size(given.get("batch_size"))
-    if given.get("weights") == "importance":
+    if isinstance(given.get("weights"), str) and given["weights"] == "importance":
         raise ValueError(
             "`weights='importance'` assumes a standard normal prior of the latent space, which clusters are not. Use "
             "`weights='uniform'`."
         )
-    for name, choices in (
-        ("weights", ("uniform",)),
-        ("mode", ("vanilla", "change")),
-        ("correlation_type", ("spearman", "pearson")),
-    ):
-        if given.get(name) is not None:
+    if given.get("weights") is not None:
+        check_choice("weights", given["weights"], ("uniform",))
+    for name, choices in (("mode", ("vanilla", "change")), ("correlation_type", ("spearman", "pearson"))):
+        if name in given:
             check_choice(name, given[name], choices)
     for name in NUMBERS:
-        value = given.get(name)
-        if value is not None and not is_count(value):
-            raise ValueError(f"`{name}` must be a whole number of at least 1; found {value!r}.")
+        value = given.get(name, 1)
+        if value is not None or name != "n_samples_overall":
+            check_counts_of(**{name: value})
     size = given.get("library_size", 1)
-    if size != "latent" and not (isinstance(size, int | float | np.number) and 0 < size < np.inf):
+    if not (isinstance(size, str) and size == "latent") and not is_positive(size):
         raise ValueError(f"`library_size` must be a positive number or 'latent'; found {size!r}.")
+    if given.get("dof") is not None and not is_positive(given["dof"]):
+        raise ValueError(f"`dof` must be a positive number, or None for normal components; found {given['dof']!r}.")
     for name in ("transform_batch", "batchid1", "batchid2"):
         _check_batches(model, given.get(name), name)
     _check_genes(given.get("gene_list"), cells)
     _check_groups(given, cells)
 
 
+def _check_draws(given: dict[str, Any]) -> None:
+    if len(given["indices"]) * given.get("n_samples", 10) < 2:
+        raise ValueError("`indices` chooses one cell, and `n_samples` is 1: correlations need at least two values.")
+
+
 def _check_batches(model: BaseModelClass, names: Any, argument: str) -> None:
     known = model.registry_["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"]["categorical_mapping"]
     several = isinstance(names, Iterable) and not isinstance(names, str)
-    unknown = [name for name in (names if several else [names]) if name is not None and name not in list(known)]
+    if several and not len(names := list(names)):
+        raise ValueError(f"`{argument}` is empty. Leave it out for the batches of the cells.")
+    unknown = [name for name in (names if several else [names]) if name is not None and name not in known.tolist()]
     if unknown:
         raise ValueError(f"`{argument}`: there is no batch {unknown[0]!r}; found {', '.join(map(repr, known[:10]))}.")
 
@@ -100,7 +113,7 @@ def _check_genes(genes: Any, cells: AnnData) -> None:
         raise ValueError(f"`gene_list` must be a list of genes; found {genes!r}.")
     if not len(genes := list(genes)):
         raise ValueError("`gene_list` is empty. Leave it out for all genes.")
-    missing = [gene for gene in genes if gene not in cells.var_names]
+    missing = [gene for gene in genes if not isinstance(gene, str) or gene not in cells.var_names]
     if missing:
         raise ValueError(f"`gene_list`: {len(missing)} genes are not in the model, such as {missing[0]!r}.")
 

@@ -17,6 +17,7 @@ from scdeepclust._keys import ResultKeys
 from scdeepclust.nn import Dispersion, GeneLikelihood
 from scdeepclust.train import Initialiser, PhasedTrainingMixin, given_labels, initial_labels
 
+from ._cells import check_flags
 from ._checks import check_choice, check_held_out, check_init, check_n_clusters
 from ._data import CountDataMixin, Indices
 from ._inherited import InheritedGetters
@@ -207,6 +208,7 @@ class ClusteringModel(CountDataMixin, PhasedTrainingMixin, QueryMappingMixin, In
             If genes are missing, batches are unknown or the data are no counts.
         """
         self._check_if_trained(warn=False)
+        check_flags(soft=soft)
         cells, rows = self._cells(adata, indices)
         probabilities = self._probabilities(cells, rows, batch_size)
         if not soft:

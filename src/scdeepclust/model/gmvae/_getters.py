@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from scvi.model.base import VAEMixin
 
-from scdeepclust.model._base import Indices, ModelPart, check_choice, checked, draw_codes
+from scdeepclust.model._base import Indices, ModelPart, check_choice, check_draw, check_flags, checked, draw_codes
 from scdeepclust.nn import Covariates
 from scdeepclust.train import Minibatch, to_device
 
@@ -62,6 +62,7 @@ class MixtureGetters(ModelPart):
             If ``latent="w"`` and the model has no w.
         """
         self._check_if_trained(warn=False)
+        check_flags(give_mean=give_mean, return_dist=return_dist)
         check_choice("latent", latent, ("z", "w") if self.module.n_w else ("z",))
         minibatches = self._minibatches(adata, indices, batch_size) if dataloader is None else dataloader
         posteriors = [self._encode(to_device(tensors, self.device)) for tensors in minibatches]
@@ -172,6 +173,7 @@ class MixtureGetters(ModelPart):
             If there is no such cluster or batch.
         """
         self._check_if_trained(warn=False)
+        check_draw(n_cells, library_size)
         module, n = self.module, n_cells
         batches = self.registry_["field_registries"]["batch"]["state_registry"]["categorical_mapping"]
         names = [str(k) for k in range(self.n_clusters)]

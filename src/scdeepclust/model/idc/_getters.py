@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,8 +133,10 @@ class GateGetters(ModelPart):
         from sklearn.metrics import silhouette_score
 
         self._check_if_trained(warn=False)
+        if isinstance(numbers, str) or not isinstance(numbers, Iterable) or not len(numbers := list(numbers)):
+            raise ValueError(f"`numbers` must be a list of numbers of clusters; found {numbers!r}.")
         for number in numbers:
-            check_n_clusters(number, self.adata.n_obs)
+            check_n_clusters(number, self.adata.n_obs, "numbers")
         cells = np.arange(self.adata.n_obs)
         points, seed = self._start_points(cells), settings.seed or 0
         method = self._init if isinstance(self._init, str) else "merge"

@@ -12,7 +12,16 @@ from anndata import AnnData
 from torch import Tensor
 
 from scdeepclust._keys import ResultKeys
-from scdeepclust.model._base import TARGET_TOTAL, ClusteringModule, Indices, ModelPart, all_genes, cell_rows, draw_codes
+from scdeepclust.model._base import (
+    TARGET_TOTAL,
+    ClusteringModule,
+    Indices,
+    ModelPart,
+    all_genes,
+    cell_rows,
+    check_draw,
+    draw_codes,
+)
 from scdeepclust.nn import Covariates
 
 
@@ -28,7 +37,7 @@ class FacetGetters(ModelPart):
 
     def _check_facet(self, facet: int) -> None:
         self._check_if_trained(warn=False)
-        if facet not in range(self.n_facets):
+        if not isinstance(facet, int | np.integer) or facet not in range(self.n_facets):
             raise ValueError(f"`facet` must be between 0 and {self.n_facets - 1}; found {facet!r}.")
 
     # -- cells --------------------------------------------------------------------------------------------------------
@@ -284,9 +293,15 @@ class FacetGetters(ModelPart):
             If there is no such facet, cluster or batch.
         """
         self._check_if_trained(warn=False)
+        check_draw(n_cells, library_size)
+        if clusters is not None and not isinstance(clusters, Mapping):
+            raise ValueError(
+                f"`clusters` must be a dictionary such as {{0: '2'}}, facet to cluster; found {clusters!r}."
+            )
         clusters = dict(clusters or {})
         for facet in clusters:
-            self._check_facet(facet)
+            if facet not in range(self.n_facets):
+                raise ValueError(f"`clusters`: there is no facet {facet!r}; there are {self.n_facets}.")
         module, n = self.module, n_cells
         module.eval()
         codes, labels = [], {}
