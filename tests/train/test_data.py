@@ -40,11 +40,10 @@ def manager(adata):
 
 
 @pytest.mark.parametrize("from_file", [False, True])
-@pytest.mark.parametrize("rows", [[5, 3, 17], [4, 5, 6], [4, 6, 7], [9]])
+@pytest.mark.parametrize("rows", [[5, 3, 17], [4, 5, 6], [4, 6, 7], [9], [8, 7, 6], [3, 3, 1]])
 def test_a_minibatch_holds_the_rows_asked_for(backed, from_file, rows):
     adata, on_disk = backed
     dataset = CountsDataset(manager(on_disk if from_file else adata), load_sparse_tensor=True)
-    rows = sorted(rows) if from_file else rows  # HDF5 reads increasing row numbers only
     minibatch = dataset[rows]
     np.testing.assert_array_equal(minibatch["X"].to_dense().numpy(), adata.X[rows].toarray())
     np.testing.assert_array_equal(minibatch[CELL_INDEX], rows)
@@ -81,6 +80,84 @@ def test_blocks_cover_every_cell_once_an_epoch(backed, monkeypatch, batch_size, 
     if world_size == 1:
         assert len(seen) == len(rows)
         assert seen != sorted(seen)
+
+
+@pytest.mark.parametrize("n_cells", [1, 3, 40, 200, 399])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_some_process_reads_every_cell_in_every_epoch(backed, monkeypatch, n_cells, world_size):
+    """Blocks of 8 rows, buffers of 3 blocks: from fewer blocks than processes to many buffers."""
+    monkeypatch.setattr("scdeepclust.train._data.BLOCK_ROWS", 8)
+    monkeypatch.setattr("scdeepclust.train._data.BUFFER_BLOCKS", 3)
+    registered = manager(backed[1])
+    rows = np.arange(n_cells)
+    for batch_size in (1, 7):
+        loaders = [BlockShuffleLoader(registered, rows, batch_size, rank, world_size) for rank in range(world_size)]
+        for _ in range(3):  # the order of the blocks must still be the same after buffers were shuffled
+            seen = [[minibatch[CELL_INDEX].numpy() for minibatch in loader] for loader in loaders]
+            assert len({len(minibatches) for minibatches in seen}) == 1  # or processes would wait for each other
+            assert all(len(cells) for minibatches in seen for cells in minibatches)
+            assert set(np.concatenate([cells for minibatches in seen for cells in minibatches])) == set(rows)
+
+
+@pytest.mark.parametrize("model_cls", [SCDeepCluster, sdc.model.GMVAE])
+def test_the_same_seed_gives_the_same_model_with_processes_that_read_ahead(adata, monkeypatch, model_cls):
+    """SCDeepCluster draws at the start of an epoch, when such processes have read already."""
+    results = []
+    for n_workers in (0, 2):
+        scvi.settings.seed = 0
+        monkeypatch.setattr(scvi.settings, "dl_num_workers", n_workers)
+        data = adata[:200].copy()
+        model_cls.setup_anndata(data)
+        model = model_cls(data, n_clusters=3, n_hidden=16, n_latent=4)
+        model.train(pretrain_epochs=1, max_epochs=2, batch_size=64, **QUIET)
+        results.append(model.get_latent_representation())
+    scvi.settings.seed = None
+    np.testing.assert_array_equal(*results)
+
+
+DENSE = {
+    "float16": lambda x: x.astype(np.float16),
+    "big-endian": lambda x: x.astype(">f4"),
+    "bool": lambda x: x.astype(bool),
+    "uint8": lambda x: x.astype(np.uint8),
+    "int64, columns first": lambda x: np.asfortranarray(x.astype(np.int64)),
+    "unmasked": np.ma.masked_array,
+}
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_dense_counts_of_any_type_are_read_as_they_are(adata, kind):
+    x = DENSE[kind](np.minimum(adata.X.toarray(), 200))
+    adata.X = x
+    minibatch = CountsDataset(manager(adata), load_sparse_tensor=True)[[7, 2, 5]]
+    assert minibatch["X"].dtype == np.float32
+    assert type(minibatch["X"]) is np.ndarray
+    np.testing.assert_array_equal(minibatch["X"], np.asarray(x)[[7, 2, 5]].astype(np.float32))
+
+
+@pytest.mark.parametrize("layout", ["dense", "csc", "h5py", "zarr"])
+def test_matrices_in_files_are_read_in_the_order_asked_for(adata, tmp_path, layout):
+    import h5py
+    import zarr
+
+    x = adata.X.toarray()
+    if layout == "h5py":
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file["X"] = x
+        adata.X = h5py.File(tmp_path / "x.h5")["X"]
+    elif layout == "zarr":
+        zarr.open_group(tmp_path / "x.zarr", mode="w").create_array("X", data=x)
+        adata.X = zarr.open_group(tmp_path / "x.zarr", mode="r")["X"]
+    else:
+        adata.X = x if layout == "dense" else adata.X.tocsc()
+        adata.write_h5ad(tmp_path / "a.h5ad")
+        adata = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    registered = manager(adata)
+    rows = [30, 2, 17, 2]
+    minibatch = CountsDataset(registered, load_sparse_tensor=True)[rows]["X"]
+    np.testing.assert_array_equal(minibatch if layout in ("dense", "h5py", "zarr") else minibatch.to_dense(), x[rows])
+    cells = np.concatenate([block[CELL_INDEX] for block in BlockShuffleLoader(registered, np.arange(400), 64)])
+    assert sorted(cells) == list(range(400))
 
 
 def test_a_model_trains_on_a_file_as_in_memory(backed):

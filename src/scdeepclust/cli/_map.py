@@ -69,7 +69,7 @@ def _load(folder: Path) -> ClusteringModel:
 
 
 def _query(reference: ClusteringModel, adata) -> ClusteringModel:
-    from scdeepclust.model._base._checks import match_genes
+    from scdeepclust.model._base._cells import match_genes
 
     # matched here, so that the note on other genes, which speaks of Python, is not needed
     return type(reference).load_query_data(match_genes(adata, reference.gene_names_), reference)

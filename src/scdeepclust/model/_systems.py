@@ -5,6 +5,7 @@ Nothing is imported here, so that a command-line ``--help`` can list the systems
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -133,3 +134,16 @@ SYSTEMS = (
         ),
     ),
 )
+
+
+def written_by(model: object, key: str) -> list[tuple[str, re.Pattern]]:
+    """Slots and names of all that a model of this class writes under a key, for any number of facets."""
+    system = next((system for system in SYSTEMS if system.name == model), None)
+    if system is None:
+        return []
+    patterns = []
+    for written in (*COMMON, *system.writes):
+        stem, _, end = written.name.partition("{key}")
+        number = re.escape(end).replace("facet0", r"facet\d+")
+        patterns.append((written.slot, re.compile(re.escape(stem) + re.escape(key) + number)))
+    return patterns

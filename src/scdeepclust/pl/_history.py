@@ -69,8 +69,11 @@ def history(
     from matplotlib.lines import Line2D
 
     phases: list[tuple[str, int]] = list(getattr(model, "phases_", None) or [])
-    if not phases:
-        raise ValueError("model has no history: call `model.train()` first")
+    if not phases or not model.history:
+        raise ValueError(
+            "`model` has no history of a whole fit: call `model.train()` first. A checkpoint that was saved during "
+            "training has none."
+        )
     curves = _curves(model.history, phases)
     given = [quantities] if isinstance(quantities, str) else quantities
     wanted = _telling(curves) if given is None else list(given)

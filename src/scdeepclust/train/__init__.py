@@ -3,7 +3,7 @@
 from ._arguments import check_names
 from ._callbacks import GracefulInterrupt, LearnOnly, PhaseProgressBar, RefreshTargets
 from ._checkpoint import digest, undone_on_failure
-from ._data import BlockShuffleLoader, CountsDataset, CountsManager, CountsSplitter, Minibatch, to_device
+from ._data import BlockShuffleLoader, CountsDataset, CountsManager, CountsSplitter, Minibatch, is_collection, to_device
 from ._init import (
     MAX_POINTS,
     Initialiser,
@@ -48,6 +48,7 @@ __all__ = [
     "epochs_for_steps",
     "given_labels",
     "initial_labels",
+    "is_collection",
     "keep_threads",
     "kmeans_labels",
     "leiden_labels",

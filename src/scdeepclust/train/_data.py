@@ -8,17 +8,19 @@ lie in a file are read in blocks of rows instead of row by row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from functools import cached_property
 from math import ceil
 
 import numpy as np
 import pandas as pd
 import torch
-from anndata.abc import CSRDataset
+from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse, vstack
 from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager, AnnTorchDataset
-from scvi.dataloaders import DataSplitter
+from scvi.data.fields import AnnDataField
+from scvi.dataloaders import AnnDataLoader, DataSplitter
 from torch.utils.data import Subset
 
 from scdeepclust._compat import annbatch_reader
@@ -40,7 +42,13 @@ def to_device(minibatch: Minibatch, device: torch.device) -> Minibatch:
 
 def lie_in_a_file(manager: AnnDataManager) -> bool:
     """Whether the registered counts are read from an HDF5 file or a zarr store, not from memory."""
-    return manager.adata.isbacked or isinstance(manager.get_from_registry(REGISTRY_KEYS.X_KEY), CSRDataset)
+    counts = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+    return not (isinstance(counts, np.ndarray) or issparse(counts)) or is_collection(manager.adata)
+
+
+def is_collection(adata: AnnData) -> bool:
+    """Whether these are several files behind the interface of one (:class:`scvi.dataloaders.CollectionAdapter`)."""
+    return not issubclass(type(adata), AnnData)
 
 
 def _counts(x: csr_matrix) -> Counts:
@@ -66,8 +74,9 @@ class CountsDataset(AnnTorchDataset):
 
     def __getitem__(self, indexes: int | Sequence[int] | slice) -> dict[str, np.ndarray | Counts]:
         rows = np.arange(len(self))[indexes] if isinstance(indexes, slice) else np.atleast_1d(indexes)
-        if self._in_a_file:
-            rows = np.sort(rows)  # HDF5 reads increasing row numbers only
+        if self._in_a_file and not (np.diff(rows) > 0).all():  # HDF5 reads increasing row numbers only
+            rows, place = np.unique(rows, return_inverse=True)
+            return self.convert({key: value[place] for key, value in self.read(rows).items()})
         return self.convert(self.read(rows))
 
     def read(self, rows: np.ndarray) -> Block:
@@ -85,8 +94,10 @@ class CountsDataset(AnnTorchDataset):
             data = self.data[key]
             values = data.iloc[index].to_numpy() if isinstance(data, pd.DataFrame) else data[index]
             values = values[rows - first] if by_slice and not contiguous else values
-            values = values.astype(dtype, copy=contiguous)
-            block[key] = values.tocsr() if issparse(values) else values
+            if issparse(values):
+                block[key] = values.astype(dtype, copy=contiguous).tocsr()
+            else:  # of any subclass or byte order
+                block[key] = np.asarray(values).astype(dtype, copy=contiguous)
         return block
 
     def read_blocks(self, blocks: list[np.ndarray]) -> Block:
@@ -104,6 +115,43 @@ class CountsDataset(AnnTorchDataset):
 
 class CountsManager(AnnDataManager):
     """An AnnDataManager whose minibatches come from :class:`CountsDataset`."""
+
+    adata: AnnData | None
+    checked: tuple | None = None  # what the counts looked like when they were last checked
+
+    @classmethod
+    def over(cls, adata: AnnData, fields: list[AnnDataField], registry: dict) -> CountsManager:
+        """Manager of data that are registered already."""
+        manager = cls(fields=fields)
+        manager.adata, manager._registry = adata, registry
+        return manager
+
+    def is_registered(self) -> bool:
+        """Whether the codes in the data are those of this manager, not of another one or gone."""
+        adata = self.adata
+        fields = [field for field in self.fields if not field.is_empty and field.attr_key is not None]
+        return (
+            adata is not None
+            and adata.uns.get("_scvi_manager_uuid") == self.id
+            and all(field.attr_key in getattr(adata, field.attr_name).keys() for field in fields)
+        )
+
+    def register_again(self) -> None:
+        """Write the codes of the categories that are known anew (scvi-tools would number them as it finds them)."""
+        adata = self.adata
+        registry = deepcopy(self._registry)
+        self.adata = None  # scvi-tools registers once
+        try:
+            self.register_fields(adata, registry)
+        except BaseException:
+            self.adata = adata
+            self._registry.update(registry)
+            raise
+
+    def validate(self) -> None:
+        """As in scvi-tools, but for the categories, which stay those of the model."""
+        if not self.is_registered():
+            self.register_again()
 
     def create_torch_dataset(self, indices=None, data_and_attributes=None, load_sparse_tensor=False):
         """Dataset over ``indices``; see :meth:`scvi.data.AnnDataManager.create_torch_dataset`."""
@@ -133,11 +181,15 @@ class BlockShuffleLoader:
         self, manager: AnnDataManager, indices: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1
     ):
         self.dataset = CountsDataset(manager, load_sparse_tensor=True)
-        self.blocks = np.array_split(np.sort(indices), ceil(len(indices) / BLOCK_ROWS))  # sizes differ by at most 1
+        n_blocks = max(ceil(len(indices) / BLOCK_ROWS), min(world_size, len(indices)))  # one for each process
+        self.blocks = np.array_split(np.sort(indices), n_blocks)  # sizes differ by at most 1
         self.batch_size = batch_size
         self.rank, self.world_size = rank, world_size
-        # an order of its own, so that it is the same in each process
-        self.generator = torch.Generator().manual_seed(settings.seed or 0)
+        # The order of the blocks is the same in each process: its generator draws nothing else. Buffers differ in size
+        # between processes, and so does what is drawn to shuffle them.
+        seed = settings.seed or 0
+        self.block_order = torch.Generator().manual_seed(seed)
+        self.buffer_order = torch.Generator().manual_seed(seed + 1 + rank)
 
     def __len__(self) -> int:
         """Minibatches per epoch, the same in each process."""
@@ -149,8 +201,9 @@ class BlockShuffleLoader:
         return ceil(n_blocks * len(self.blocks[0]) / self.batch_size)
 
     def _order(self) -> list[np.ndarray]:
-        order = torch.randperm(len(self.blocks), generator=self.generator).tolist()
-        order += order[: -len(order) % self.world_size]  # every process reads equally many
+        order = torch.randperm(len(self.blocks), generator=self.block_order).numpy()
+        n_each = ceil(len(order) / self.world_size)
+        order = np.resize(order, n_each * self.world_size)  # every process reads equally many
         return [self.blocks[i] for i in order[self.rank :: self.world_size]]
 
     def __iter__(self) -> Iterator[Minibatch]:
@@ -158,18 +211,37 @@ class BlockShuffleLoader:
         for start in range(0, len(blocks), BUFFER_BLOCKS):
             chosen = blocks[start : start + BUFFER_BLOCKS]
             buffer = self.dataset.read_blocks(chosen)
-            shuffled = torch.randperm(len(buffer[CELL_INDEX]), generator=self.generator)
+            shuffled = torch.randperm(len(buffer[CELL_INDEX]), generator=self.buffer_order)
+            shuffled = _at_least(shuffled, self._n_minibatches(len(chosen)))
             for rows in shuffled.tensor_split(self._n_minibatches(len(chosen))):
                 block = self.dataset.convert({key: value[rows.numpy()] for key, value in buffer.items()})
                 yield {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in block.items()}
+
+
+def _at_least(order: torch.Tensor, n: int) -> torch.Tensor:
+    """The rows, some of them twice where there are fewer than minibatches, so that none is empty."""
+    return torch.cat([order, order[: n - len(order)]]) if len(order) < n else order
 
 
 def _stack(parts: list[np.ndarray | csr_matrix]) -> np.ndarray | csr_matrix:
     return vstack(parts, format="csr") if issparse(parts[0]) else np.concatenate(parts)
 
 
+class LateLoader(AnnDataLoader):
+    """A loader that starts at the first minibatch that is asked for, also with ``scvi.settings.dl_num_workers``.
+
+    Processes that read ahead would draw the order of the cells before what is drawn at the start of an epoch, and the
+    same seed would give other labels than without them.
+    """
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        yield from super().__iter__()
+
+
 class CountsSplitter(DataSplitter):
     """Training, validation and test loaders whose sparse counts stay sparse up to the model."""
+
+    data_loader_cls = LateLoader
 
     def __init__(self, adata_manager: AnnDataManager, **kwargs):
         super().__init__(adata_manager, **(kwargs | {"load_sparse_tensor": True}))

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import anndata
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from malformed import fails, small
 from scipy.sparse import csr_matrix
 
 from scdeepclust.model import SCDeepCluster
-from scdeepclust.model._base._checks import check_counts, gene_statistics
-
-
-def small(x=None, **obs):
-    x = np.arange(1, 13, dtype=np.float32).reshape(4, 3) if x is None else np.asarray(x, dtype=np.float32)
-    names = [f"c{i}" for i in range(len(x))]
-    return anndata.AnnData(x, obs=pd.DataFrame(obs, index=names), var=pd.DataFrame(index=list("abc")))
-
-
-def fails(adata, match, **setup):
-    """Setting up raises, and `adata` is as it was."""
-    before = (list(adata.obs), list(adata.uns), list(adata.obsm), list(adata.layers))
-    with pytest.raises(ValueError, match=match):
-        SCDeepCluster.setup_anndata(adata, **setup)
-    assert (list(adata.obs), list(adata.uns), list(adata.obsm), list(adata.layers)) == before
+from scdeepclust.model._base._matrix import check_counts, gene_statistics
 
 
 @pytest.mark.parametrize("as_format", [np.asarray, csr_matrix], ids=["dense", "sparse"])

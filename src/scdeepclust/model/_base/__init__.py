@@ -1,9 +1,12 @@
 """What the five systems share."""
 
-from ._checks import check_anndata, check_choice, check_n_clusters, check_obs_keys, count_matrix
+from ._cells import all_genes, cell_rows, check_counts_of, check_flags
+from ._checks import check_anndata, check_choice, check_held_out, check_n_clusters, check_obs_keys
 from ._data import Indices
 from ._docs import shared_docs
-from ._draw import draw_codes
+from ._draw import check_draw, draw_codes
+from ._inherited import checked
+from ._matrix import count_matrix
 from ._model import ClusteringModel, ModelPart
 from ._module import LOG_VAR_MAX, LOG_VAR_MIN, TARGET_TOTAL, AutoencoderModule, ClusteringModule
 
@@ -16,10 +19,17 @@ __all__ = [
     "ClusteringModule",
     "Indices",
     "ModelPart",
+    "all_genes",
+    "cell_rows",
     "check_anndata",
     "check_choice",
+    "check_counts_of",
+    "check_draw",
+    "check_flags",
+    "check_held_out",
     "check_n_clusters",
     "check_obs_keys",
+    "checked",
     "count_matrix",
     "draw_codes",
     "shared_docs",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,31 +12,27 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.model.base import BaseModelClass, RNASeqMixin
+from scvi.model.base import BaseModelClass
 
 from scdeepclust._keys import ResultKeys
 from scdeepclust.nn import Dispersion, GeneLikelihood
 from scdeepclust.train import (
-    MAX_POINTS,
     Initialiser,
     PhasedTrainingMixin,
-    cut,
     digest,
-    given_labels,
-    initial_labels,
     keep_threads,
-    separation_linkage,
 )
 
+from ._cells import check_flags
 from ._checks import check_choice, check_init, check_n_clusters, row_blocks
-from ._data import CountDataMixin, Indices
-from ._halves import N_HALVINGS, Halves, halve
+from ._data import Indices
+from ._inherited import InheritedGetters
 from ._query import QueryMappingMixin
-from ._results import fit_parameters
-from ._start import StartsMixin, denoised_components
+from ._results import check_key, fit_parameters, write_results
+from ._start import StartsMixin
 
 
-class ClusteringModel(CountDataMixin, StartsMixin, PhasedTrainingMixin, QueryMappingMixin, RNASeqMixin, BaseModelClass):
+class ClusteringModel(StartsMixin, PhasedTrainingMixin, QueryMappingMixin, InheritedGetters, BaseModelClass):
     """Base of all models: counts in an AnnData object in, clusters out.
 
     A model sets ``_module_cls`` and writes ``_phases`` and whatever getters are its own. Its module offers
@@ -60,6 +56,8 @@ class ClusteringModel(CountDataMixin, StartsMixin, PhasedTrainingMixin, QueryMap
         check_seed(seed)
         check_choice("gene_likelihood", module_kwargs["gene_likelihood"], get_args(GeneLikelihood))
         check_choice("dispersion", module_kwargs["dispersion"], get_args(Dispersion))
+        if adata is not None:
+            self._check_is_set_up(adata)
         super().__init__(adata, registry)
         n_obs = self.summary_stats.n_cells
         if registry is None:  # a trained model may get other and fewer cells than those its clusters were found in
@@ -86,11 +84,6 @@ class ClusteringModel(CountDataMixin, StartsMixin, PhasedTrainingMixin, QueryMap
         self._model_summary_string = f"{type(self).__name__} with n_clusters: {n_clusters}, " + ", ".join(
             f"{name}: {value}" for name, value in module_kwargs.items()
         )
-
-    @property
-    def _start_seed(self) -> int:
-        """Seed of what is looked for once: the same in each process of a distributed fit."""
-        return self._seed or 0
 
     @property
     def is_trained(self) -> bool:
@@ -143,80 +136,6 @@ class ClusteringModel(CountDataMixin, StartsMixin, PhasedTrainingMixin, QueryMap
             "counts": digest(np.concatenate(totals).tobytes()),
             "batches": digest(batch.tobytes()),
         }
-
-    # -- start of the clusters ----------------------------------------------------------------------------------------
-
-    def _start_labels(self, cells: np.ndarray, points: np.ndarray | None = None) -> np.ndarray:
-        """Labels (n,) int64 for the clustering phase to start from, largest cluster first.
-
-        ``points`` are the start points of these cells where the caller has them already.
-        """
-        n_clusters = self.module.n_clusters or None
-        if isinstance(self._init, str):
-            points = self._start_points(cells) if points is None else points
-            labels = initial_labels(points, self._init, n_clusters, n_init=self._n_init, seed=self._start_seed)
-            if n_clusters is None:
-                labels = self._supported_labels(cells, labels)
-        else:
-            labels = given_labels(self._init, self.adata.n_obs, n_clusters)[cells]
-        order = np.argsort(-np.bincount(labels), kind="stable")
-        labels = np.argsort(order)[labels]
-        self.initial_labels_ = np.array([str(k) for k in range(len(order))])[labels]  # as wide as need be
-        self._keep_n_clusters(len(order))
-        return labels
-
-    def _start_points(self, cells: np.ndarray) -> np.ndarray:
-        """Where clusters are looked for, (n, P): denoised expression, unless a model knows better."""
-        return self._denoised_points(cells)
-
-    def _keep_n_clusters(self, n_clusters: int) -> None:
-        """Loading builds the module from the arguments of the constructor: let them have the number that was found."""
-        self.init_params_["non_kwargs"]["n_clusters"] = n_clusters
-
-    def _denoised_points(
-        self, cells: np.ndarray, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
-    ) -> np.ndarray:
-        """Principal components of denoised expression, (n, P), where distances are Hellinger distances.
-
-        Distances there weigh genes as the data do; in the latent space, dimensions that carry noise are about as wide
-        as those that carry cell types. ``transform`` is applied to the square roots of the expected shares first.
-        """
-
-        def blocks_of(rows: np.ndarray) -> Iterator[np.ndarray]:
-            return (transform(block) for block in self._denoised_blocks(rows))
-
-        pca = denoised_components(blocks_of, cells, self.module.n_input, self._start_seed)
-        return np.concatenate([pca.transform(block) for block in blocks_of(cells)])
-
-    def _halves(self, cells: np.ndarray, n_halvings: int = N_HALVINGS) -> list[Halves]:
-        """Cells by each half of their counts, for some ways of halving them."""
-        pca = denoised_components(self._denoised_blocks, cells, self.module.n_input, self._start_seed)
-        self.module.eval()
-        return [
-            halve(self.module, self._minibatches(indices=cells), pca, self._start_seed + repeat)
-            for repeat in range(n_halvings)
-        ]
-
-    def _supported_labels(self, cells: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Labels in which clusters are joined that the two halves of the counts do not tell apart."""
-        labels = np.unique(labels, return_inverse=True)[1]
-        if labels.max() == 0:
-            return labels
-        rows = np.arange(len(cells))
-        if len(cells) > MAX_POINTS:
-            rows = np.sort(np.random.default_rng(self._start_seed).choice(len(cells), MAX_POINTS, replace=False))
-        in_rows, codes = np.unique(labels[rows], return_inverse=True)
-        linkage = separation_linkage(codes, [halves.points for halves in self._halves(cells[rows])])
-        group = np.arange(labels.max() + 1) + len(in_rows)  # a cluster with no cell among the rows stays
-        group[in_rows] = cut(linkage)
-        return np.unique(group[labels], return_inverse=True)[1]
-
-    @torch.inference_mode()
-    def _denoised_blocks(self, cells: np.ndarray) -> Iterator[np.ndarray]:
-        batches = self.module.typical_batches()
-        for tensors in self._minibatches(indices=cells):
-            z = self._encode(tensors)["z_mean"]
-            yield self.module.denoised_expression(z, self.module.covariates(tensors), batches).cpu().numpy()
 
     # -- clusters -----------------------------------------------------------------------------------------------------
 
@@ -277,7 +196,7 @@ class ClusteringModel(CountDataMixin, StartsMixin, PhasedTrainingMixin, QueryMap
         adata
             Data of the same genes; by default the data of the model. Genes in another order are put into order.
         indices
-            Rows of the cells; all by default.
+            Cells: row numbers, names, a mask or a slice; all by default.
         soft
             Return probabilities instead of labels.
         batch_size
@@ -296,12 +215,13 @@ class ClusteringModel(CountDataMixin, StartsMixin, PhasedTrainingMixin, QueryMap
             If genes are missing, batches are unknown or the data are no counts.
         """
         self._check_if_trained(warn=False)
-        adata = self._validate_anndata(adata)
-        probabilities = self._probabilities(adata, indices, batch_size)
+        check_flags(soft=soft)
+        cells, rows = self._cells(adata, indices)
+        probabilities = self._probabilities(cells, rows, batch_size)
         if not soft:
             return probabilities.argmax(axis=1).astype(str)
-        names = adata.obs_names if indices is None else adata.obs_names[indices]
-        return pd.DataFrame(probabilities, index=names, columns=[str(k) for k in range(self.n_clusters)])
+        columns = [str(k) for k in range(self.n_clusters)]
+        return pd.DataFrame(probabilities, index=cells.obs_names[rows], columns=columns)
 
     def get_latent_representation(
         self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
@@ -353,7 +273,8 @@ class ClusteringModel(CountDataMixin, StartsMixin, PhasedTrainingMixin, QueryMap
     def write_back(self, adata: AnnData | None = None, key_added: str | None = None) -> None:
         """Write labels, confidence, embedding, probabilities and the parameters of the fit into ``adata``.
 
-        This is the only method that writes into an AnnData object.
+        This is the only method that writes into an AnnData object. What an earlier call wrote under the same key is
+        removed.
 
         Parameters
         ----------
@@ -372,13 +293,14 @@ class ClusteringModel(CountDataMixin, StartsMixin, PhasedTrainingMixin, QueryMap
         target = self.adata if adata is None else adata
         if target is None:
             raise ValueError("`adata` is needed: this model was loaded without data.")
-        keys = ResultKeys(key_added or type(self).__name__.lower())
+        keys = ResultKeys(check_key(key_added, self))
         # everything is computed before anything is written, so that a failure leaves `adata` as it was
-        results = self._results(adata, keys)
-        for slot, name, value in results:
-            getattr(target, slot)[name] = value
+        results = self._results(self._validate_anndata(adata), keys)
+        if len(results[0][2]) != target.n_obs:
+            raise ValueError(f"`adata` has {target.n_obs} cells, but there are results of {len(results[0][2])}.")
+        write_results(target, keys.key, results)
 
-    def _results(self, adata: AnnData | None, keys: ResultKeys) -> list[tuple[str, str, Any]]:
+    def _results(self, adata: AnnData, keys: ResultKeys) -> list[tuple[str, str, Any]]:
         """What :meth:`write_back` writes, as (slot, name, value); a model adds its own."""
         probabilities = self._probabilities(adata)
         names = [str(k) for k in range(self.n_clusters)]

@@ -128,6 +128,7 @@ class ClusteringModule(BaseModuleClass):
         self.register_buffer("gene_sd", torch.ones(n_input))
         self.register_buffer("median_total", torch.zeros(()))  # 0: statistics are not known yet
         self.register_buffer("batch_frequencies", torch.zeros(n_batch))
+        self.register_buffer("median_size_factor", torch.ones(()))
         self.register_buffer("n_trials", torch.ones(()))  # of the "beta_binomial" likelihood: the largest value
 
     # -- data -> network input ----------------------------------------------------------------------------------------
@@ -144,13 +145,20 @@ class ClusteringModule(BaseModuleClass):
         median_total: float,
         batch_frequencies: np.ndarray,
         n_trials: float = 1.0,
+        median_size_factor: float = 1.0,
     ) -> None:
         """Keep the statistics of the training data: mean and sd of the input of each gene, median total, batches."""
+        self.median_size_factor.fill_(float(median_size_factor))
         self.gene_mean.copy_(torch.as_tensor(gene_mean))
         self.gene_sd.copy_(torch.as_tensor(gene_sd))
         self.median_total.fill_(float(median_total))
         self.batch_frequencies.copy_(torch.as_tensor(batch_frequencies))
         self.n_trials.fill_(float(n_trials))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        # models saved before size factors were put on a scale took them as they are
+        state_dict.setdefault(f"{prefix}median_size_factor", torch.ones(()))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict:
         return {
@@ -169,10 +177,13 @@ class ClusteringModule(BaseModuleClass):
         )
 
     def log_library(self, counts: Counts, size_factor: Tensor | None) -> Tensor:
-        """Log of the expected total count of each cell, (B,): observed, or the size factor times the median total."""
+        """Log of the expected total count of each cell, (B,): observed, or from its size factor.
+
+        The cell with the median size factor gets the median total: total counts and factors about 1 say the same.
+        """
         if size_factor is None:
             return counts.totals().clamp_min(1).log()  # half the counts of a shallow cell may be none
-        return (size_factor.squeeze(-1) * self.median_total).log()
+        return (size_factor.squeeze(-1) * (self.median_total / self.median_size_factor)).log()
 
     def network_input(self, counts: Counts, log_library: Tensor) -> Tensor:
         """Standardised log1p of size-normalised counts, (B, G), bounded to +-10; proportions for "beta_binomial"."""

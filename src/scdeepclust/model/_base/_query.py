@@ -13,7 +13,8 @@ from torch import Tensor
 
 from scdeepclust.train import LearnOnly, Phase, check_names, epochs_for_steps
 
-from ._checks import check_categorical_covariates, match_genes
+from ._cells import match_genes
+from ._checks import check_categorical_covariates
 from ._module import ClusteringModule
 
 QUERY_ARGUMENTS = ("unfrozen", "accelerator", "device", "inplace_subset_query_vars")

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
-from scvi.model.base import BaseModelClass
 from torch import Tensor
 
-from scdeepclust.train import digest, one_thread
+from scdeepclust.train import (
+    MAX_POINTS,
+    Initialiser,
+    cut,
+    digest,
+    given_labels,
+    initial_labels,
+    one_thread,
+    separation_linkage,
+)
+
+from ._checks import check_held_out
+from ._data import CountDataMixin
+from ._halves import N_HALVINGS, Halves, halve
 
 if TYPE_CHECKING:
     from sklearn.decomposition import PCA
@@ -50,11 +63,104 @@ def denoised_components(
         return pca.fit(np.concatenate(list(blocks_of(sample))))
 
 
-class StartsMixin(BaseModelClass):
-    """Codes that cells start from, such as labels, kept for a fit that goes on in another call of ``train``."""
+class StartsMixin(CountDataMixin):
+    """Labels that clusters start from, and codes such as these kept for a fit that goes on in another ``train``."""
 
+    module: Any
+    init_params_: dict
+    initial_labels_: Any
+    _init: Initialiser | Sequence
+    _n_init: int
+    _seed: int | None
     starts_: dict[str, np.ndarray] = {}
     start_cells_: str | None = None
+
+    @property
+    def _start_seed(self) -> int:
+        """Seed of what is looked for once: the same in each process of a distributed fit."""
+        return self._seed or 0
+
+    def _start_labels(self, cells: np.ndarray, points: np.ndarray | None = None) -> np.ndarray:
+        """Labels (n,) int64 for the clustering phase to start from, largest cluster first.
+
+        ``points`` are the start points of these cells where the caller has them already.
+        """
+        n_clusters = self.module.n_clusters or None
+        if isinstance(self._init, str):
+            points = self._start_points(cells) if points is None else points
+            labels = initial_labels(points, self._init, n_clusters, n_init=self._n_init, seed=self._start_seed)
+            if n_clusters is None:
+                labels = self._supported_labels(cells, labels)
+        else:
+            labels = given_labels(self._init, self.adata.n_obs, n_clusters)[cells]
+        order = np.argsort(-np.bincount(labels), kind="stable")
+        labels = np.argsort(order)[labels]
+        self.initial_labels_ = np.array([str(k) for k in range(len(order))])[labels]  # as wide as need be
+        self._keep_n_clusters(len(order))
+        return labels
+
+    def _begin_training(self) -> None:
+        """Find what is wrong with the data or the start before any training."""
+        if not isinstance(self._init, str) and not self._keeps_reference_clusters:
+            if not self.module.knows_data or len(self._init) == self.adata.n_obs:
+                given_labels(self._init, self.adata.n_obs, self.module.n_clusters or None)
+                check_held_out("init", pd.Series(np.asarray(self._init)), self.train_indices)
+        super()._begin_training()
+
+    def _start_points(self, cells: np.ndarray) -> np.ndarray:
+        """Where clusters are looked for, (n, P): denoised expression, unless a model knows better."""
+        return self._denoised_points(cells)
+
+    def _keep_n_clusters(self, n_clusters: int) -> None:
+        """Loading builds the module from the arguments of the constructor: let them have the number that was found."""
+        self.init_params_["non_kwargs"]["n_clusters"] = n_clusters
+
+    def _denoised_points(
+        self, cells: np.ndarray, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
+    ) -> np.ndarray:
+        """Principal components of denoised expression, (n, P), where distances are Hellinger distances.
+
+        Distances there weigh genes as the data do; in the latent space, dimensions that carry noise are about as wide
+        as those that carry cell types. ``transform`` is applied to the square roots of the expected shares first.
+        """
+
+        def blocks_of(rows: np.ndarray) -> Iterator[np.ndarray]:
+            return (transform(block) for block in self._denoised_blocks(rows))
+
+        pca = denoised_components(blocks_of, cells, self.module.n_input, self._start_seed)
+        return np.concatenate([pca.transform(block) for block in blocks_of(cells)])
+
+    def _halves(self, cells: np.ndarray, n_halvings: int = N_HALVINGS) -> list[Halves]:
+        """Cells by each half of their counts, for some ways of halving them."""
+        pca = denoised_components(self._denoised_blocks, cells, self.module.n_input, self._start_seed)
+        self.module.eval()
+        return [
+            halve(self.module, self._minibatches(indices=cells), pca, self._start_seed + repeat)
+            for repeat in range(n_halvings)
+        ]
+
+    def _supported_labels(self, cells: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Labels in which clusters are joined that the two halves of the counts do not tell apart."""
+        labels = np.unique(labels, return_inverse=True)[1]
+        if labels.max() == 0:
+            return labels
+        rows = np.arange(len(cells))
+        if len(cells) > MAX_POINTS:
+            rows = np.sort(np.random.default_rng(self._start_seed).choice(len(cells), MAX_POINTS, replace=False))
+        in_rows, codes = np.unique(labels[rows], return_inverse=True)
+        linkage = separation_linkage(codes, [halves.points for halves in self._halves(cells[rows])])
+        group = np.arange(labels.max() + 1) + len(in_rows)  # a cluster with no cell among the rows stays
+        group[in_rows] = cut(linkage)
+        return np.unique(group[labels], return_inverse=True)[1]
+
+    @torch.inference_mode()
+    def _denoised_blocks(self, cells: np.ndarray) -> Iterator[np.ndarray]:
+        batches = self.module.typical_batches()
+        for tensors in self._minibatches(indices=cells):
+            z = self._encode(tensors)["z_mean"]
+            yield self.module.denoised_expression(z, self.module.covariates(tensors), batches).cpu().numpy()
+
+    # -- kept for another call of train
 
     def _keep_start(self, name: str, cells: np.ndarray, codes: np.ndarray) -> Tensor:
         """Keep the codes of these cells; returns those of all cells (n,), -1 where there is none."""

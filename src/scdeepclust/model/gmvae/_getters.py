@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scvi.model.base import VAEMixin
 
-from scdeepclust.model._base import ModelPart, check_choice, draw_codes
+from scdeepclust.model._base import Indices, ModelPart, check_choice, check_draw, check_flags, checked, draw_codes
 from scdeepclust.nn import Covariates
 from scdeepclust.train import Minibatch, to_device
 
@@ -18,10 +19,15 @@ from scdeepclust.train import Minibatch, to_device
 class MixtureGetters(ModelPart):
     """Getters of :class:`GMVAE`."""
 
+    get_elbo = checked(VAEMixin.get_elbo)
+    get_marginal_ll = checked(VAEMixin.get_marginal_ll)
+    get_reconstruction_error = checked(VAEMixin.get_reconstruction_error)
+    get_aggregated_posterior = checked(VAEMixin.get_aggregated_posterior)
+
     def get_latent_representation(  # type: ignore[override]  # a pair with return_dist
         self,
         adata: AnnData | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
+        indices: Indices = None,
         batch_size: int | None = None,
         *,
         latent: Literal["z", "w"] = "z",
@@ -56,6 +62,7 @@ class MixtureGetters(ModelPart):
             If ``latent="w"`` and the model has no w.
         """
         self._check_if_trained(warn=False)
+        check_flags(give_mean=give_mean, return_dist=return_dist)
         check_choice("latent", latent, ("z", "w") if self.module.n_w else ("z",))
         minibatches = self._minibatches(adata, indices, batch_size) if dataloader is None else dataloader
         mean, log_var = f"{latent}_mean", f"{latent}_log_var"
@@ -99,7 +106,7 @@ class MixtureGetters(ModelPart):
     def get_elbo_terms(
         self,
         adata: AnnData | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
+        indices: Indices = None,
         batch_size: int | None = None,
     ) -> pd.DataFrame:
         """Evidence lower bound of each cell and its pieces, in nats, at one draw of the latent variables.
@@ -120,16 +127,16 @@ class MixtureGetters(ModelPart):
             If the model is not trained.
         """
         self._check_if_trained(warn=False)
-        adata = self._validate_anndata(adata)
+        cells, rows = self._cells(adata, indices)
         blocks = []
         self.module.eval()
-        for tensors in self._minibatches(adata, indices, batch_size):
+        for tensors in self._minibatches(cells, rows, batch_size):
             terms = self.module(tensors)[2]
             block = {"reconstruction": -terms.reconstruction_loss["reconstruction_loss"], **terms.kl_local}
             blocks.append(pd.DataFrame({name: value.cpu().numpy() for name, value in block.items()}))
         table = pd.concat(blocks, ignore_index=True)
         table["elbo"] = table["reconstruction"] - table.drop(columns="reconstruction").sum(axis=1)
-        table.index = adata.obs_names if indices is None else adata.obs_names[indices]
+        table.index = cells.obs_names[rows]
         return table
 
     @torch.inference_mode()
@@ -167,6 +174,7 @@ class MixtureGetters(ModelPart):
             If there is no such cluster or batch.
         """
         self._check_if_trained(warn=False)
+        check_draw(n_cells, library_size)
         module, n = self.module, n_cells
         batches = self.registry_["field_registries"]["batch"]["state_registry"]["categorical_mapping"]
         names = [str(k) for k in range(self.n_clusters)]

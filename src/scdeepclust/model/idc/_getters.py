@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix, vstack
 from torch import nn
 
 from scdeepclust._keys import ResultKeys
-from scdeepclust.model._base import Indices, ModelPart, check_n_clusters
+from scdeepclust.model._base import Indices, ModelPart, all_genes, check_n_clusters
 from scdeepclust.train import initial_labels, one_thread
 
 from ._coding_rate import coding_rate, compressed_rate
@@ -77,16 +77,16 @@ class GateGetters(ModelPart):
         names = [str(k) for k in range(self.n_clusters)]
         return pd.DataFrame(np.where(gates < OPEN, 0, gates), index=self.gene_names_, columns=names)
 
-    def _results(self, adata: AnnData | None, keys: ResultKeys) -> list[tuple[str, str, Any]]:
+    def _results(self, adata: AnnData, keys: ResultKeys) -> list[tuple[str, str, Any]]:
         gates, global_gates = self.get_gates(adata), self.get_global_gates()
         n_genes = np.diff(gates.indptr)
-        target = self.adata if adata is None else adata
-        if list(target.var_names) != list(self.gene_names_):
+        genes = all_genes(adata)
+        if list(genes) != list(self.gene_names_):
             # genes the model does not know have closed gates in cells, and none in clusters
-            columns = target.var_names.get_indexer(self.gene_names_)
-            gates = csr_matrix((gates.data, columns[gates.indices], gates.indptr), (len(n_genes), target.n_vars))
+            columns = genes.get_indexer(self.gene_names_)
+            gates = csr_matrix((gates.data, columns[gates.indices], gates.indptr), (len(n_genes), len(genes)))
             gates.sort_indices()
-            global_gates = global_gates.reindex(target.var_names)
+            global_gates = global_gates.reindex(genes)
         return [
             *super()._results(adata, keys),
             ("layers", keys.gates, gates),
@@ -132,8 +132,10 @@ class GateGetters(ModelPart):
         from sklearn.metrics import silhouette_score
 
         self._check_if_trained(warn=False)
+        if isinstance(numbers, str) or not isinstance(numbers, Iterable) or not len(numbers := list(numbers)):
+            raise ValueError(f"`numbers` must be a list of numbers of clusters; found {numbers!r}.")
         for number in numbers:
-            check_n_clusters(number, self.adata.n_obs)
+            check_n_clusters(number, self.adata.n_obs, "numbers")
         cells = np.arange(self.adata.n_obs)
         points, seed = self._start_points(cells), self._start_seed
         method = self._init if isinstance(self._init, str) else "merge"

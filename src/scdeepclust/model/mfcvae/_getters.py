@@ -12,7 +12,16 @@ from anndata import AnnData
 from torch import Tensor
 
 from scdeepclust._keys import ResultKeys
-from scdeepclust.model._base import TARGET_TOTAL, ClusteringModule, Indices, ModelPart, draw_codes
+from scdeepclust.model._base import (
+    TARGET_TOTAL,
+    ClusteringModule,
+    Indices,
+    ModelPart,
+    all_genes,
+    cell_rows,
+    check_draw,
+    draw_codes,
+)
 from scdeepclust.nn import Covariates
 
 
@@ -28,7 +37,7 @@ class FacetGetters(ModelPart):
 
     def _check_facet(self, facet: int) -> None:
         self._check_if_trained(warn=False)
-        if facet not in range(self.n_facets):
+        if not isinstance(facet, int | np.integer) or facet not in range(self.n_facets):
             raise ValueError(f"`facet` must be between 0 and {self.n_facets - 1}; found {facet!r}.")
 
     # -- cells --------------------------------------------------------------------------------------------------------
@@ -60,7 +69,9 @@ class FacetGetters(ModelPart):
         RuntimeError
             If the model is not trained.
         """
-        tables = [self.get_facet_probabilities(j, adata, indices, batch_size) for j in range(self.n_facets)]
+        self._check_if_trained(warn=False)
+        cells, rows = self._cells(adata, indices)
+        tables = [self.get_facet_probabilities(j, cells, rows, batch_size) for j in range(self.n_facets)]
         columns = {f"facet{j}": pd.Categorical(table.idxmax(axis=1), list(table)) for j, table in enumerate(tables)}
         return pd.DataFrame(columns, index=tables[0].index)
 
@@ -88,10 +99,9 @@ class FacetGetters(ModelPart):
             If there is no such facet.
         """
         self._check_facet(facet)
-        adata = self._validate_anndata(adata)
-        probabilities = self._facet_probabilities(facet, adata, indices, batch_size)
-        names = adata.obs_names if indices is None else adata.obs_names[indices]
-        return pd.DataFrame(probabilities, index=names, columns=_names(probabilities.shape[1]))
+        cells, rows = self._cells(adata, indices)
+        probabilities = self._facet_probabilities(facet, cells, rows, batch_size)
+        return pd.DataFrame(probabilities, index=cells.obs_names[rows], columns=_names(probabilities.shape[1]))
 
     def get_facet_representation(
         self, facet: int, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
@@ -141,14 +151,13 @@ class FacetGetters(ModelPart):
             If the model is not trained.
         """
         self._check_if_trained(warn=False)
-        adata = self._validate_anndata(adata)
+        cells, rows = self._cells(adata, indices)
         blocks = []
-        for tensors in self._minibatches(adata, indices, batch_size):
+        for tensors in self._minibatches(cells, rows, batch_size):
             outputs = self._encode(tensors)
             blocks.append(torch.stack([self.module.divergence(outputs, j) for j in range(self.n_facets)], dim=1))
-        names = adata.obs_names if indices is None else adata.obs_names[indices]
         columns = [f"facet{j}" for j in range(self.n_facets)]
-        return pd.DataFrame(torch.cat(blocks).cpu().numpy(), index=names, columns=columns)
+        return pd.DataFrame(torch.cat(blocks).cpu().numpy(), index=cells.obs_names[rows], columns=columns)
 
     # -- genes --------------------------------------------------------------------------------------------------------
 
@@ -234,13 +243,13 @@ class FacetGetters(ModelPart):
             If there is no such facet, or not one donor for each cell.
         """
         self._check_facet(facet)
-        cells, donors = np.asarray(cells), np.asarray(donors)
-        if cells.shape != donors.shape or cells.ndim != 1:
-            raise ValueError(f"`donors` must name one cell for each of the {cells.size} cells; found {donors.size}.")
         adata = self._validate_anndata(None)
-        taken = torch.as_tensor(self.get_facet_representation(facet, indices=donors), device=self.device)
+        cells, donors = cell_rows(cells, adata.obs_names, "cells"), cell_rows(donors, adata.obs_names, "donors")
+        if cells.shape != donors.shape:
+            raise ValueError(f"`donors` must name one cell for each of the {cells.size} cells; found {donors.size}.")
+        taken = torch.as_tensor(self.get_facet_representation(facet, adata, donors), device=self.device)
         blocks, start = [], 0
-        for tensors in self._minibatches(indices=cells):
+        for tensors in self._minibatches(adata, cells):
             codes = list(self._encode(tensors)["z_mean"].split(self.module.latent_sizes, dim=-1))
             codes[facet] = taken[start : start + len(codes[facet])]
             start += len(codes[facet])
@@ -284,9 +293,15 @@ class FacetGetters(ModelPart):
             If there is no such facet, cluster or batch.
         """
         self._check_if_trained(warn=False)
+        check_draw(n_cells, library_size)
+        if clusters is not None and not isinstance(clusters, Mapping):
+            raise ValueError(
+                f"`clusters` must be a dictionary such as {{0: '2'}}, facet to cluster; found {clusters!r}."
+            )
         clusters = dict(clusters or {})
         for facet in clusters:
-            self._check_facet(facet)
+            if facet not in range(self.n_facets):
+                raise ValueError(f"`clusters`: there is no facet {facet!r}; there are {self.n_facets}.")
         module, n = self.module, n_cells
         module.eval()
         codes, labels = [], {}
@@ -305,9 +320,9 @@ class FacetGetters(ModelPart):
 
     # -- results into AnnData -----------------------------------------------------------------------------------------
 
-    def _results(self, adata: AnnData | None, keys: ResultKeys) -> list[tuple[str, str, Any]]:
+    def _results(self, adata: AnnData, keys: ResultKeys) -> list[tuple[str, str, Any]]:
         results = super()._results(adata, keys)
-        genes = (self.adata if adata is None else adata).var_names
+        genes = all_genes(adata)
         for j in range(self.n_facets):
             probabilities, facet = self.get_facet_probabilities(j, adata), keys.facet(j)
             labels = pd.Categorical(probabilities.idxmax(axis=1), list(probabilities)).remove_unused_categories()

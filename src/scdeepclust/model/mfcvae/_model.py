@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from scdeepclust.model._base import TARGET_TOTAL, ClusteringModel, shared_docs
+from scdeepclust.model._base import TARGET_TOTAL, ClusteringModel, check_held_out, shared_docs
 from scdeepclust.nn import Dispersion, GeneLikelihood
 from scdeepclust.train import (
     Initialiser,
@@ -22,7 +22,7 @@ from scdeepclust.train import (
     n_communities,
 )
 
-from ._crossed_groups import crossed_groups, shared_information
+from ._crossed_groups import GROUP_NUMBERS, crossed_groups, shared_information
 from ._fade_in import FadeIn
 from ._getters import FacetGetters
 from ._module import MFCVAEModule
@@ -174,6 +174,24 @@ class MFCVAE(FacetGetters, ClusteringModel):
             ),
             Phase("mixture", max_epochs, begin=starts, plan_kwargs={"lr": 5e-4}),
         ]
+
+    def _begin_training(self) -> None:
+        if not self._keeps_reference_clusters and not self.module.knows_data:
+            for column in filter(None, self._guides):
+                check_held_out("guides", self.adata.obs[column], self.train_indices)
+            self._check_number_of_cells()
+        super()._begin_training()
+
+    def _check_number_of_cells(self) -> None:
+        """Crossed groups are compared with as many ordinary clusters, which need cells."""
+        numbers = [mixture.n_components for mixture in self.module.mixtures[1:]]
+        groups = [n or max(GROUP_NUMBERS) for n, guide in zip(numbers, self._guides, strict=True) if guide is None]
+        needed = (self.n_clusters or 2) + max(groups, default=0) - 1
+        if groups and len(self.train_indices) < needed:
+            raise ValueError(
+                f"`n_facets`: to look for facets beside {self.n_clusters or 'the'} clusters takes {needed} cells at "
+                f"least; there are {len(self.train_indices)}. Ask for one facet, fewer clusters, or name `guides`."
+            )
 
     def _enter_facet(self, j: int, train_indices: np.ndarray) -> None:
         """Find the groups facet j starts from and let it in; without any it stays closed."""

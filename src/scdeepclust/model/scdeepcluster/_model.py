@@ -138,7 +138,10 @@ class SCDeepClusterModule(AutoencoderModule):
         self.n_clusters = n_clusters
         self.centers = nn.Parameter(centers)
         self.cluster_masses = torch.ones(n_clusters, device=z.device)
-        self.bandwidth.copy_((z - centers[labels]).square().sum(dim=1).median())
+        spread = (z - centers[labels]).square().sum(dim=1)
+        if not (bandwidth := spread.median()) > 0:  # most cells are alone in their cluster
+            bandwidth = (z - z.mean(dim=0)).square().sum(dim=1).mean() / n_clusters
+        self.bandwidth.copy_(bandwidth.clamp_min(torch.finfo(z.dtype).tiny))
 
     @torch.no_grad()
     def reorder_clusters(self, order: Tensor) -> None:

@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 
 from scdeepclust._keys import ResultKeys
-from scdeepclust.model._base import Indices, ModelPart
+from scdeepclust.model._base import Indices, ModelPart, all_genes
 from scdeepclust.nn import Covariates
 
 from ._som import are_beside
@@ -49,10 +49,10 @@ class MapGetters(ModelPart):
             If the model is not trained.
         """
         self._check_if_trained(warn=False)
-        adata = self._validate_anndata(adata)
+        cells, chosen = self._cells(adata, indices)
         at, beside = self.module.grid.coordinates(), self.module.grid.adjacency(diagonal=True)
         parts = []
-        for distances in self._node_distances(adata, indices, batch_size):
+        for distances in self._node_distances(cells, chosen, batch_size):
             node = distances.argmin(dim=1)
             near = beside[node].float().scatter(1, node.unsqueeze(1), 1.0)
             kernel = near / (1 + distances)
@@ -69,7 +69,7 @@ class MapGetters(ModelPart):
                 "x": place[:, 1].numpy(),
                 "y": place[:, 0].numpy(),
             },
-            index=adata.obs_names if indices is None else adata.obs_names[indices],
+            index=cells.obs_names[chosen],
         )
 
     @torch.inference_mode()
@@ -162,10 +162,12 @@ class MapGetters(ModelPart):
         the mean squared distance to their mean); ``topographic_error``: share of the cells whose two nearest nodes are
         not among each other's eight neighbours; ``dead_nodes``: share of the nodes without cells.
         """
+        self._check_if_trained(warn=False)
+        cells = self._validate_anndata(adata)
         adjacency = self.module.grid.adjacency(diagonal=True)
-        parts = [(*d.min(dim=1), are_beside(d, adjacency)) for d in self._node_distances(adata)]
+        parts = [(*d.min(dim=1), are_beside(d, adjacency)) for d in self._node_distances(cells)]
         distance, node, beside = map(torch.cat, zip(*parts, strict=True))
-        z = self._latent(adata)
+        z = self._latent(cells)
         spread = float(np.sqrt(np.square(z - z.mean(axis=0)).sum(axis=1).mean()))
         to_node = float((distance * self.module.scale.cpu()).sqrt().mean())
         hits = torch.bincount(node, minlength=len(adjacency))
@@ -175,12 +177,11 @@ class MapGetters(ModelPart):
             "dead_nodes": float((hits == 0).float().mean()),
         }
 
-    def _results(self, adata: AnnData | None, keys: ResultKeys) -> list[tuple[str, str, Any]]:
+    def _results(self, adata: AnnData, keys: ResultKeys) -> list[tuple[str, str, Any]]:
         results = super()._results(adata, keys)
         nodes, node_map = self.get_nodes(adata), self.get_som_map(adata)
-        target = self.adata if adata is None else adata
         # `adata` may have genes that the model was not trained on
-        profiles = self.get_node_profiles().reindex(target.var_names.astype(str)).to_numpy(dtype=np.float32)
+        profiles = self.get_node_profiles().reindex(all_genes(adata).astype(str)).to_numpy(dtype=np.float32)
         parameters = results[-1][2]
         parameters["grid"] = list(self.module.grid)
         parameters["codebook"] = self.module.codebook.detach().cpu().numpy()

@@ -10,7 +10,7 @@ import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from scdeepclust.model._base import ModelPart, check_choice, check_obs_keys, shared_docs
+from scdeepclust.model._base import ModelPart, check_choice, check_counts_of, check_obs_keys, shared_docs
 
 from ._cell_pairs import are_sequences, cell_pairs, count_pairs, require_transport, time_codes
 from ._som import smoothed_transitions, stationary_distribution
@@ -181,6 +181,7 @@ class TransitionGetters(ModelPart):
             If the data were registered without time.
         """
         counts, names = self._counts_at(level)
+        _check_at_least_zero(min_count=min_count, pseudo_count=pseudo_count)
         matrix = smoothed_transitions(torch.as_tensor(counts), max(pseudo_count, 1e-12)).numpy().copy()
         matrix[counts.sum(axis=1) < min_count] = np.nan
         return pd.DataFrame(matrix, index=pd.Index(names, name="from"), columns=pd.Index(names, name="to"))
@@ -224,7 +225,9 @@ class TransitionGetters(ModelPart):
             If there is no such state, or no time.
         """
         counts, names = self._counts_at(level)
-        if start not in names:
+        _check_at_least_zero(min_count=min_count, seed=seed)
+        check_counts_of(n_steps=n_steps, **({} if n_samples is None else {"n_samples": n_samples}))
+        if not isinstance(start, str) or start not in names:
             raise ValueError(f"`start`: there is no {level} {start!r}; found {', '.join(names[:5])}, ...")
         matrix = _chain(counts, min_count)
         first = names.index(start)
@@ -244,6 +247,15 @@ class TransitionGetters(ModelPart):
             "transition_counts": self.transition_counts_,
             "stationary_distribution": stationary_distribution(chain).numpy(),
         }
+
+
+def _check_at_least_zero(**values: Any) -> None:
+    for name, value in values.items():
+        whole = name != "seed" or isinstance(value, int | np.integer)
+        if not whole or not (isinstance(value, int | float | np.number) and value >= 0):
+            raise ValueError(
+                f"`{name}` must be a {'whole ' if name == 'seed' else ''}number of at least 0; found {value!r}."
+            )
 
 
 def _chain(counts: np.ndarray, min_count: float) -> np.ndarray:
