@@ -19,6 +19,8 @@ from scvi import settings
 from scvi.model.base import UnsupervisedTrainingMixin
 from torch import nn
 
+from scdeepclust.nn import check_precision
+
 from ._arguments import FitArguments, check_lengths, unfolded
 from ._callbacks import GracefulInterrupt, PhaseProgressBar
 from ._checkpoint import EpochState, FitStore, describe, digest, random_states, set_random_states, undone_on_failure
@@ -147,6 +149,7 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
             "batch_size": batch_size,
         }
         named |= unfolded(trainer_config) | trainer_kwargs
+        check_precision(named.get("precision"))
         arguments = FitArguments.of_call(
             {"enable_progress_bar": enable_progress_bar, "accelerator": accelerator, "devices": devices} | named,
             plan=unfolded(plan_config) | (plan_kwargs or {}),
