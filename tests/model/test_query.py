@@ -87,7 +87,8 @@ def test_only_the_columns_of_new_batches_learn(model_cls, batches, known, tmp_pa
         for key, value in after.items():
             assert value.equal(states["itself"][key]), (name, key)
     kept = batches[batches.obs["batch"] == "a"].copy()
-    pd.testing.assert_frame_equal(query.predict(kept, soft=True), trained.predict(kept, soft=True))
+    # the width of a matrix product decides how it is rounded
+    pd.testing.assert_frame_equal(query.predict(kept, soft=True), trained.predict(kept, soft=True), atol=1e-4)
 
 
 def test_a_query_of_known_batches_has_nothing_to_learn(model_cls, batches):
@@ -99,7 +100,7 @@ def test_a_query_of_known_batches_has_nothing_to_learn(model_cls, batches):
         query.train(max_epochs=2, **QUIET)
     query.train(**QUIET)
     assert not moved(before, state_of(query))
-    pd.testing.assert_frame_equal(query.predict(soft=True), trained.predict(cells, soft=True))
+    pd.testing.assert_frame_equal(query.predict(soft=True), trained.predict(cells, soft=True), atol=1e-4)
 
 
 def test_a_query_of_a_query_keeps_what_the_first_learnt(batches):

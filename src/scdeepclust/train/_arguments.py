@@ -27,8 +27,11 @@ def _names(*functions: Any) -> set[str]:
 
 PLAN_NAMES = _names(ClusteringPlan.__init__) - {"module", "phase", "last"}
 
-# Not those that have no effect here: the history is kept on the model, and a bar moves by epochs.
-TRAINER_NAMES = _names(Trainer.__init__, pl.Trainer.__init__) - {"log_save_dir", "progress_bar_refresh_rate"}
+# Not those that have no effect here (the history is kept on the model, and a bar moves by epochs), nor those that are
+# arguments of `train` itself.
+TRAINER_NAMES = _names(Trainer.__init__, pl.Trainer.__init__) - {
+    *("log_save_dir", "progress_bar_refresh_rate", "max_epochs", "callbacks", "logger"),
+}
 
 # What `train` gives to them itself is not among them.
 SPLITTER_NAMES = _names(DataSplitter.__init__, AnnDataLoader.__init__, DataLoader.__init__) - {

@@ -96,7 +96,9 @@ class FitStore:
         return state
 
     def write(self, state: dict[str, Any]) -> None:
-        """Put a new state in the place of the old one, or warn and keep the old one."""
+        """Put a new state in the place of the old one, or warn and keep the old one. One of several processes does."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+            return
         buffer = BytesIO()
         torch.save(state | {"identity": self.identity}, buffer)
         part = self.path.with_suffix(".part")

@@ -209,17 +209,8 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
         if state is not None and state["finished"]:
             self._take_finished(state)
             return
-        if self._seed is not None:
-            # the result must not depend on what was drawn before this call
-            torch.manual_seed(self._seed)
-        self.train_indices, self.validation_indices, self.test_indices = split
-        keep_threads()
-        self._begin_training()
         start = state["start"] if state else {"phase": self.phase_, "continues": not self.phase_ and self._has_clusters}
-        self._continues = bool(start["continues"])
-        phases = self._phases(lengths["pretrain_epochs"], lengths["max_epochs"], len(split[0]), arguments.batch_size)
-        if lengths["pretrain_epochs"] is None:  # a model that stands in a phase goes on with that phase
-            phases = phases[next((i for i, phase in enumerate(phases) if phase.name == start["phase"]), 0) :]
+        phases = self._begin_fit(start, lengths, split, arguments.batch_size)
         first, inside = 0, None
         if state is not None:
             first, inside = state["phase"], state["inside"]
@@ -227,12 +218,12 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
         for number, phase in enumerate(phases[first:], first):
             last = number == len(phases) - 1
             resumed, inside = inside, None
-            epochs = 0 if interrupt.interrupted else phase.epochs
-            if not epochs and not last:
+            if not last and (interrupt.interrupted or not phase.epochs):
                 continue
             self.phase_ = None if last else phase.name
             if phase.begin is not None and resumed is None:
                 phase.begin(split[0])
+            epochs = 0 if interrupt.interrupted else phase.epochs
             keepers = []
             if store is not None:
                 keepers.append(EpochState(store, self.module, partial(self._fit_state, start, number), resumed))
@@ -247,6 +238,23 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
         self.interrupted_ = interrupt.interrupted  # for who goes on with the model, such as the command line
         if store is not None and not interrupt.interrupted:
             store.write(self._fit_state(start, len(phases), finished=True))
+
+    def _begin_fit(
+        self, start: dict[str, Any], lengths: dict[str, int | None], split: list[np.ndarray], batch_size: int
+    ) -> list[Phase]:
+        """Set what a fit needs; returns its phases, which depend on where the model stood at the start."""
+        if self._seed is not None:
+            # the result must not depend on what was drawn before this call
+            torch.manual_seed(self._seed)
+        self.train_indices, self.validation_indices, self.test_indices = split
+        keep_threads()
+        self._begin_training()
+        self._continues = bool(start["continues"])
+        phases = self._phases(lengths["pretrain_epochs"], lengths["max_epochs"], len(split[0]), batch_size)
+        if lengths["pretrain_epochs"] is not None:
+            return phases
+        # a model that was saved in a phase goes on with that phase
+        return phases[next((i for i, phase in enumerate(phases) if phase.name == start["phase"]), 0) :]
 
     def _fit_phase(
         self,

@@ -131,7 +131,7 @@ class ClusteringModel(StartsMixin, PhasedTrainingMixin, QueryMappingMixin, Inher
         totals = [np.asarray(block.sum(axis=1, dtype=np.float64)) for block in row_blocks(self.adata, layer)]
         batch = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY), dtype=np.int64)
         return {
-            "genes": digest("\n".join(self.adata.var_names).encode()),
+            "genes": digest("\n".join(map(str, self.adata.var_names)).encode()),
             "number of cells": self.adata.n_obs,
             "counts": digest(np.concatenate(totals).tobytes()),
             "batches": digest(batch.tobytes()),

@@ -186,4 +186,4 @@ class StartsMixin(CountDataMixin):
 
 
 def _hash_of_names(adata: AnnData) -> str:
-    return digest("\n".join(adata.obs_names).encode())
+    return digest("\n".join(map(str, adata.obs_names)).encode())
