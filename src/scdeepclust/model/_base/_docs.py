@@ -45,16 +45,18 @@ registry
     Set when a saved model is loaded.""",
     "setup": """\
 adata
-    Data with raw counts, in memory (sparse or dense) or opened ``backed="r"``.
+    Data with raw counts, in memory (sparse or dense) or opened ``backed="r"``. Getters compare genes and counts with
+    those registered here each time, in case they were changed in place.
 layer
     Layer with the raw counts; ``X`` by default.
 batch_key
-    Column of ``obs`` with the technical batch.
+    Column of ``obs`` with the technical batch, of any one type. Categories without cells do not count.
 labels_key
     Column of ``obs`` with known labels. Never used in training; new cells may come without.
 size_factor_key
-    Column of ``obs`` with size factors (positive, about 1 on average). By default the total count of a cell is
-    its library size.
+    Column of ``obs`` with positive size factors on any scale: total counts, as for scVI, or factors about 1. The cell
+    with the median one is expected to have the median total count; new cells need factors on the same scale. By
+    default the total count of a cell is its library size.
 categorical_covariate_keys
     Columns of ``obs`` with further categorical covariates.
 continuous_covariate_keys

@@ -101,7 +101,8 @@ def _check_batches(model: BaseModelClass, names: Any, argument: str) -> None:
     several = isinstance(names, Iterable) and not isinstance(names, str)
     if several and not len(names := list(names)):
         raise ValueError(f"`{argument}` is empty. Leave it out for the batches of the cells.")
-    unknown = [name for name in (names if several else [names]) if name is not None and name not in known.tolist()]
+    there = [*known.tolist(), *([None] if argument == "transform_batch" else [])]  # None: the batch of the cell
+    unknown = [name for name in (names if several else [] if names is None else [names]) if name not in there]
     if unknown:
         raise ValueError(f"`{argument}`: there is no batch {unknown[0]!r}; found {', '.join(map(repr, known[:10]))}.")
 
@@ -124,6 +125,8 @@ def _check_groups(given: dict[str, Any], cells: AnnData) -> None:
         return
     column = given.get("groupby")
     if given.get("idx1") is not None:
+        if given.get("idx2") is not None and np.isin(given["idx1"], given["idx2"]).all():
+            raise ValueError("`idx2` has all cells of `idx1`, so that there is nothing to compare.")
         return
     if not isinstance(column, str) or column not in cells.obs:
         raise ValueError(f"`groupby` must be a column of `adata.obs`, or give `idx1`; found {column!r}.")
