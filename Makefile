@@ -23,18 +23,21 @@ help: ## this list
 demo: $(VENV)/.user ## cluster real counts; the results are in demo_output/
 	$(BIN)/scdeepclust demo --out demo_output --overwrite
 
+# Two processes, a file of tests each: a file trains its models once.
+SIDE_BY_SIDE := -n 2 --dist loadfile
+
 # The models of the tests are so small that more threads only wait for each other.
 test test-slow test-newest: export OMP_NUM_THREADS = 1
 test test-slow test-newest: export NUMBA_NUM_THREADS = 1
 
 test: $(VENV)/.developer ## quick tests (minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: $(VENV)/.developer ## slow tests: two processes, real data
 	$(BIN)/python -m pytest -m slow
 
 test-newest: $(NEWEST)/.developer ## quick tests with the newest scvi-tools on Python >= 3.12 (downloads about 3 GB)
-	$(NEWEST)/bin/python -m pytest
+	$(NEWEST)/bin/python -m pytest $(SIDE_BY_SIDE)
 
 lint: $(VENV)/.developer ## ruff and mypy
 	$(BIN)/ruff check .
