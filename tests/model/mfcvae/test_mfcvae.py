@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
 import anndata
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +17,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import scdeepclust as sdc
 from scdeepclust.model import MFCVAE
+from scdeepclust.model.mfcvae import _crossed_groups
 from scdeepclust.model.mfcvae._independence import dependence as hsic
 from scdeepclust.model.mfcvae._module import FREE_BITS, MFCVAEModule
 from scdeepclust.nn import Covariates
@@ -230,12 +234,42 @@ def test_a_guided_facet_follows_its_column_and_the_main_one_is_freed_of_it(cross
 def test_without_a_second_clustering_the_facet_stays_closed(adata):
     MFCVAE.setup_anndata(adata, batch_key="batch")
     model = MFCVAE(adata, n_clusters=4)
-    with pytest.warns(UserWarning, match="Facet 1 says nothing"):
+    with pytest.warns(
+        UserWarning, match=r"Facet 1 says nothing \(ratio 1.*The 4 main.*n_clusters=2.*`guides`.*n_facets=1"
+    ):
         model.train(pretrain_epochs=45, max_epochs=5, **QUIET)
     assert model.get_facets()["facet1"].nunique() == 1
     assert model.module.decoder.body.fade.tolist() == [1.0, 0.0]
     assert (model.get_facet_loadings(1) == 0).all(axis=None)
     assert adjusted_rand_score(adata.obs["cell_type"], model.predict()) > 0.9
+
+
+def test_a_facet_that_was_asked_for_but_is_not_crossed_is_reported(adata, crossed, monkeypatch):
+    monkeypatch.setattr(_crossed_groups, "N_STARTS", 20)
+    MFCVAE.setup_anndata(adata, batch_key="batch")
+    model = MFCVAE(adata, n_clusters=4, n_facet_clusters=2)
+    with pytest.warns(UserWarning, match=r"Facet 1 has 2 clusters.*ratio 1.*The 4 main clusters.*n_clusters=2"):
+        model.train(pretrain_epochs=20, max_epochs=2, **QUIET)
+    assert model.crossing_[1] >= 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # a facet that was found
+        crossed[1]._warn_if_degenerate(crossed[1]._probabilities())
+
+
+@pytest.mark.slow
+def test_the_advice_of_a_closed_facet_leads_to_one_that_is_open(real_data):
+    """What was advised, to force a facet, gave one that had nothing to do with the stimulation."""
+    adata = real_data("kang_muscat")
+    MFCVAE.setup_anndata(adata)
+    open_k = MFCVAE(adata)
+    with pytest.warns(UserWarning, match=r"Facet 1 says nothing.*such as n_clusters=\d") as caught:
+        open_k.train(**QUIET)
+    advised = int(
+        next(re.search(r"n_clusters=(\d+)", str(w.message)) for w in caught if "Facet 1" in str(w.message))[1]
+    )
+    model = MFCVAE(adata, n_clusters=advised)
+    model.train(**QUIET)
+    assert normalized_mutual_info_score(adata.obs["stim"], model.get_facets()["facet1"]) > 0.5
 
 
 @pytest.mark.parametrize("n_facets", [1, 3])

@@ -264,15 +264,16 @@ class MFCVAE(FacetGetters, ClusteringModel):
         for j in range(1, self.module.n_facets):
             labels.append(self._facet_probabilities(j).argmax(axis=1))
             n_used, n_given = len(np.unique(labels[j])), self.module.mixtures[j].n_components
+            ratio = self.crossing_.get(j, 0.0)  # 1 or more: ordinary clusters explain the cells as well
             if n_used == 1:
-                why = f"ratio {self.crossing_[j]:.2f}" if j in self.crossing_ else "all cells are in one cluster"
-                if n_given > 1:
-                    why = "its clusters have merged"
-                warnings.warn(
-                    f"Facet {j} says nothing ({why}): no second clustering was found that is crossed with the facets "
-                    f"before. Name a column of `obs` in `guides`, give `n_facet_clusters`, or set n_facets={j}.",
-                    stacklevel=2,
-                )
+                why = f"ratio {ratio:.2f}" if ratio else "all cells are in one cluster"
+                why = f"Facet {j} says nothing ({'its clusters have merged' if n_given > 1 else why})"
+            elif ratio >= 1:
+                why = f"Facet {j} has {n_given} clusters, as was asked for, but they say next to nothing"
+                why += f" (ratio {ratio:.2f}, where less than 1 is a finding)"
+            else:
+                continue
+            warnings.warn(f"{why}: {self._advice_without_crossing(j)}", stacklevel=2)
         for i, j in combinations(range(len(labels)), 2):
             table = pd.crosstab(labels[i], labels[j]).to_numpy()
             if min(table.shape) > 1 and (shared := shared_information(table)) > REPEATED:
@@ -281,6 +282,15 @@ class MFCVAE(FacetGetters, ClusteringModel):
                     "or ask for fewer facets.",
                     stacklevel=2,
                 )
+
+    def _advice_without_crossing(self, j: int) -> str:
+        advice = "no second clustering was found that is crossed with the facets before. "
+        if self.n_clusters > 2:
+            advice += f"The {self.n_clusters} main clusters may have taken it in: try fewer, such as n_clusters="
+            advice += f"{max(2, self.n_clusters // 2)}. "
+        return (
+            advice + f"If you know what it should follow, name that column of `obs` in `guides`; else set n_facets={j}."
+        )
 
 
 def _start_of(j: int) -> str:
