@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ._app import announce, app, messages, one_line_errors, prepare_libraries
 from ._files import check_files, check_suffix
 from ._options import Overwrite
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 @app.command()
@@ -36,8 +39,8 @@ def report(
         write_report(source, out, key=key, batch_key=batch_key, label_key=label_key)
 
 
-def write_report(source: Path, out: Path, **options: str | None) -> None:
-    """Write the page, for other commands too: `source` is a file with results or the folder of a comparison."""
+def write_report(source: AnnData | Path, out: Path, **options: str | None) -> None:
+    """Write the page, for other commands too: of results, a file with them, or the folder of a comparison."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -143,7 +143,7 @@ class Facts:
 
     @cached_property
     def found_again(self) -> pd.DataFrame | None:
-        """How well each cluster is found again in other runs: mean over them of the largest Jaccard index."""
+        """How well each cluster is found again in other runs: median over them of the largest Jaccard index."""
         if self.comparison is None or self.run is None:
             return None
         runs = self.comparison.runs
@@ -153,7 +153,9 @@ class Facts:
         others = (runs["method"] != own["method"]) & (runs["setting"] == own["setting"])
         for name, chosen in (("other seeds", same), ("other methods", others)):
             if chosen.any():
-                columns[name] = np.mean([self._best_overlap(self.comparison.labels[r]) for r in runs.index[chosen]], 0)
+                columns[name] = np.median(
+                    [self._best_overlap(self.comparison.labels[r]) for r in runs.index[chosen]], 0
+                )
         return pd.DataFrame(columns, index=self.labels.cat.categories)
 
     def _best_overlap(self, other: pd.Series) -> np.ndarray:

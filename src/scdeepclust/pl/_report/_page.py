@@ -151,7 +151,7 @@ def _clusters(facts: Facts) -> Section:
     return Section(
         "Clusters",
         [words, *([] if facts.warnings else ["Nothing speaks against any cluster."])],
-        tables=[Table("Clusters", table, bars=bars)],
+        tables=[Table("Clusters", table.drop(columns="why"), bars=bars, whole=table)],
         warnings=facts.warnings,
     )
 
