@@ -4,18 +4,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scdeepclust.pl._style import PALETTE
+from scdeepclust.pl._style import PALETTE, finish
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
 
-    from scdeepclust.tl import ClusterTree
+    from scdeepclust.tl._cluster_tree import ClusterTree
 
 # Splits whose genes are written beside them, at most: more would lie on top of each other.
 MAX_ANNOTATED = 12
 
 
-def cluster_tree(tree: ClusterTree, *, floor: float = 3.5, n_genes: int = 2, ax: Axes | None = None) -> Axes:
+def cluster_tree(
+    tree: ClusterTree,
+    *,
+    floor: float = 3.5,
+    n_genes: int = 2,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> Axes:
     """Tree of clusters with the evidence for each split: how far its sides are apart in unused counts.
 
     Parameters
@@ -27,7 +37,11 @@ def cluster_tree(tree: ClusterTree, *, floor: float = 3.5, n_genes: int = 2, ax:
     n_genes
         Genes written beside a split that stands, for each side.
     ax
-        Axes to draw on; a new figure by default.
+        Where to draw. Default: a new figure.
+    show
+        Also show the figure, as a script needs it.
+    save
+        Also write the figure to this file; its ending sets the format.
 
     Returns
     -------
@@ -83,7 +97,7 @@ def cluster_tree(tree: ClusterTree, *, floor: float = 3.5, n_genes: int = 2, ax:
     )
     ax.set_xscale("function", functions=(np.sqrt, np.square))  # the splits that matter are the small ones
     ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return finish(ax, show, save)
 
 
 def _sizes(tree: ClusterTree) -> list[int]:

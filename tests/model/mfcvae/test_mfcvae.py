@@ -123,7 +123,7 @@ def test_samples_are_of_the_clusters_asked_for_and_vary_as_the_model_says(crosse
     assert shares.index[0] == "0"
     with pytest.raises(ValueError, match="clusters.*'9'"):
         model.sample(5, clusters={0: "9"})
-    with pytest.raises(ValueError, match="`facet` must be between 0 and 1"):
+    with pytest.raises(ValueError, match="there is no facet 2"):
         model.sample(5, clusters={2: "0"})
 
 

@@ -64,7 +64,7 @@ def coding_rate(z: Tensor, distortion: float = 0.1) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> from scdeepclust.nn import coding_rate
+    >>> from scdeepclust.model.idc._coding_rate import coding_rate
     >>> coding_rate(torch.zeros(5, 3))
     tensor(0.)
     """
@@ -97,7 +97,7 @@ def compressed_rate(z: Tensor, memberships: Tensor, distortion: float = 0.1) -> 
     Examples
     --------
     >>> import torch
-    >>> from scdeepclust.nn import coding_rate, compressed_rate
+    >>> from scdeepclust.model.idc._coding_rate import coding_rate, compressed_rate
     >>> z = torch.eye(4).repeat_interleave(3, dim=0)
     >>> bool(compressed_rate(z, memberships=z) < coding_rate(z))
     True

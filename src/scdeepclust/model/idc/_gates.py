@@ -44,7 +44,7 @@ def draw_gates(mean: Tensor, sigma: float | None = None) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> from scdeepclust.nn import draw_gates
+    >>> from scdeepclust.model.idc._gates import draw_gates
     >>> draw_gates(torch.tensor([-0.5, 0.2, 3.0]))
     tensor([0.0000, 0.2000, 1.0000])
     """
@@ -71,7 +71,7 @@ def expected_open(mean: Tensor, sigma: float) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> from scdeepclust.nn import expected_open
+    >>> from scdeepclust.model.idc._gates import expected_open
     >>> expected_open(torch.tensor([0.0, 0.0, 9.0, -9.0]), sigma=0.5)
     tensor(2.)
     """
@@ -91,7 +91,7 @@ class GatingNetwork(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from scdeepclust.nn import GatingNetwork
+    >>> from scdeepclust.model.idc._gates import GatingNetwork
     >>> GatingNetwork(20, 8)(torch.zeros(4, 20)).shape
     torch.Size([4, 20])
     """
@@ -138,7 +138,7 @@ class GateBudget(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from scdeepclust.nn import GateBudget, expected_open
+    >>> from scdeepclust.model.idc._gates import GateBudget, expected_open
     >>> budget = GateBudget(sigma=0.5)
     >>> means = torch.linspace(-1, 1, 100).expand(8, -1)
     >>> for _ in range(20):

@@ -58,7 +58,7 @@ def dependence(x: Tensor, y: Tensor) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> from scdeepclust.nn import dependence
+    >>> from scdeepclust.model.mfcvae._independence import dependence
     >>> x = torch.randn(100, 2)
     >>> round(dependence(x, 3 * x - 1).item(), 3)
     1.0

@@ -36,7 +36,7 @@ class LadderEncoder(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from scdeepclust.nn import LadderEncoder
+    >>> from scdeepclust.model.mfcvae._ladder import LadderEncoder
     >>> deep, shallow = LadderEncoder(20, 2, n_hidden=8)(torch.randn(4, 20))
     >>> deep.shape, shallow.shape
     (torch.Size([4, 8]), torch.Size([4, 8]))
@@ -88,7 +88,8 @@ class LadderBody(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from scdeepclust.nn import Covariates, LadderBody
+    >>> from scdeepclust.model.mfcvae._ladder import LadderBody
+    >>> from scdeepclust.nn import Covariates
     >>> body = LadderBody([3, 2], n_hidden=8, n_batch=2)
     >>> body(torch.randn(4, 5), Covariates(torch.zeros(4, 1).long())).shape
     torch.Size([4, 8])

@@ -20,7 +20,7 @@ class Grid(NamedTuple):
 
     Examples
     --------
-    >>> from scdeepclust.nn import Grid
+    >>> from scdeepclust.model.somvae._som import Grid
     >>> Grid(2, 3).coordinates()[4]
     tensor([1., 1.])
     """
