@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from functools import cached_property
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def members(full_name: str, *, ours: bool) -> list[tuple[str, str]]:
     found = []
     for attribute in dir(cls):
         owner = next(base for base in cls.__mro__ if attribute in vars(base))
-        is_property = isinstance(inspect.getattr_static(cls, attribute), property)
+        is_property = isinstance(inspect.getattr_static(cls, attribute), (property, cached_property))
         if attribute.startswith("_") or not (is_property or inspect.isroutine(getattr(cls, attribute))):
             continue
         if owner.__module__.startswith("scdeepclust.") == ours:
