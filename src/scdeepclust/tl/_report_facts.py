@@ -143,7 +143,7 @@ class Facts:
 
     @cached_property
     def found_again(self) -> pd.DataFrame | None:
-        """How well each cluster is found again in other runs: median over them of the largest Jaccard index."""
+        """How well each cluster is found again: median over the other runs of the largest Jaccard index."""
         if self.comparison is None or self.run is None:
             return None
         runs = self.comparison.runs
