@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 
 from scdeepclust._keys import ResultKeys
+from scdeepclust.tl._arguments import checked
 from scdeepclust.tl._labels import written_clusters
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@checked
 def consensus(adata: AnnData, keys: Sequence[str]) -> pd.DataFrame:
     """Combine several clusterings of the same cells, for example one model trained with several seeds.
 

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scdeepclust.tl._arguments import checked
+
 if TYPE_CHECKING:
     from scdeepclust.model import MFCVAE
 
 
+@checked
 def facet_report(model: MFCVAE | Sequence[MFCVAE], obs_keys: str | Sequence[str] = ()) -> pd.DataFrame:
     """What each facet of a model says, and whether it says it again.
 

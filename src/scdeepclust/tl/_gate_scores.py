@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scdeepclust.tl._arguments import checked
+
 if TYPE_CHECKING:
     from scdeepclust.model import IDC
 
@@ -17,6 +19,7 @@ SHARE_REMOVED = 0.1  # of the genes that a cell expresses: 20 of 25 would leave 
 N_STEPS = 15  # steps at which genes are masked for the faithfulness
 
 
+@checked
 def gate_curves(
     model: IDC, n_genes: Sequence[float] = (1, 2, 5, 10, 20, 50), *, max_cells: int = MAX_CELLS, seed: int = 0
 ) -> pd.DataFrame:
@@ -84,6 +87,7 @@ def gate_curves(
     return rows[sorted(rows.columns)]
 
 
+@checked
 def score_gates(model: IDC, others: Sequence[IDC] = (), *, max_cells: int = MAX_CELLS, seed: int = 0) -> pd.Series:
     """Several sides of how good the explanations of a model are. Read them together.
 

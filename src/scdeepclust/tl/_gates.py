@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scdeepclust.tl._arguments import checked
 from scdeepclust.tl._gated import GatedData
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@checked
 def rank_gates(adata: AnnData, key: str = "idc", *, n_genes: int | None = None) -> pd.DataFrame:
     """Genes that each cluster was read from, the most important first.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scdeepclust.tl._arguments import checked
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -27,6 +29,7 @@ BATCH_CORRECTION = ("BRAS", "iLISI", "KBET", "Graph connectivity")
 BIO_WEIGHT, BATCH_WEIGHT = 0.6, 0.4
 
 
+@checked
 def benchmark_integration(
     adata: AnnData,
     embeddings: Sequence[str] | Mapping[str, str | None],

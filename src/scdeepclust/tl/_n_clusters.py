@@ -4,12 +4,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scdeepclust.tl._arguments import checked
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from scdeepclust.model import GMVAE, SCDeepCluster
 
 
+@checked
 def estimate_n_clusters(
     model: GMVAE | SCDeepCluster, *, max_clusters: int = 40, n_repeats: int = 5, seed: int = 0
 ) -> pd.DataFrame:

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scdeepclust.tl._arguments import checked
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@checked
 def score_clusters(
     adata: AnnData | pd.DataFrame, keys: str | Sequence[str], *, label_key: str, batch_key: str | None = None
 ) -> pd.DataFrame:

@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scdeepclust.tl._arguments import checked
+
 if TYPE_CHECKING:
     from scdeepclust.model import SOMVAE
 
 
+@checked
 def time_control(model: SOMVAE, *, n_permutations: int = 20, seed: int = 0) -> pd.DataFrame:
     """What the times of the cells add to the transitions of a map, beyond chance.
 
