@@ -248,7 +248,8 @@ class ClusteringPlan(TrainingPlan):
     @cached_property
     def _is_scored(self) -> bool:
         """Whether a callback of ``scvi.autotune`` scores the embedding."""
-        return any("Scib" in type(callback).__name__ for callback in self.trainer.callbacks)
+        callbacks = () if self._trainer is None else self._trainer.callbacks
+        return any("Scib" in type(callback).__name__ for callback in callbacks)
 
     @property
     def history(self) -> dict[str, pd.DataFrame]:
