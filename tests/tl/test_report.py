@@ -185,7 +185,7 @@ def test_a_comparison_says_which_method_to_take(tmp_path):
     for setting, (_, table) in zip(comparison.summary, tables.items(), strict=True):
         expected = comparison.summary[setting]
         np.testing.assert_allclose(table["ARI"], expected.loc[table.index, "ARI"], rtol=1e-4)
-    assert page.text.index("Which method") < page.text.index("Genes of the clusters")
+    assert page.text.index("Which method") < page.text.index("Batches")
     facts = facts_of_comparison(comparison, "pca+kmeans_k-3_seed-0")
     own, other = (comparison.labels[f"pca+kmeans_k-3_seed-{seed}"].astype(str).to_numpy() for seed in (0, 1))
     for name in facts.labels.cat.categories:

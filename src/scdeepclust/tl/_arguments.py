@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from inspect import signature
 from numbers import Integral
@@ -40,7 +40,7 @@ def _check(name: str, value: Any, annotation: str) -> None:
         least = 0 if name == "seed" else 1
         if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
             raise ValueError(f"`{name}` must be a whole number of at least {least}; found {value!r}.")
-    elif "str" in kinds or "Sequence[str]" in kinds:
+    elif ("str" in kinds or "Sequence[str]" in kinds) and not ("Mapping" in annotation and isinstance(value, Mapping)):
         single, several = "str" in kinds and isinstance(value, str), "Sequence[str]" in kinds
         if not single and not (several and _are_names(value)):
             what = " or ".join(["a name"] * ("str" in kinds) + ["a list of names"] * several)

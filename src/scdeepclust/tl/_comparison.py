@@ -132,11 +132,13 @@ class Comparison:
     def best(self) -> str:
         """Run to look at first: of the model that repeats itself and agrees with the others most, its typical seed.
 
-        Labels have no say, so that it can be taken where there are none. Baselines are candidates too.
+        Labels have no say, so that it can be taken where there are none. Baselines are candidates too. A method that
+        only ever finds one cluster comes last: it cannot but repeat itself.
         """
         setting = next(name for name in self.summary if name != setting_name(SEARCHED))
-        table = self.summary[setting].reindex(columns=["repeatability", "agreement"]).mean(axis=1)
-        method = table.fillna(-1).idxmax()
+        table = self.summary[setting]
+        points = table.reindex(columns=["repeatability", "agreement"]).mean(axis=1)
+        method = points.mask(table["n_clusters"] <= 1).fillna(-1).idxmax()
         candidates = self.runs.index[(self.runs["method"] == method) & (self.runs["setting"] == setting)]
         return str(candidates[self.typical(list(candidates))])
 

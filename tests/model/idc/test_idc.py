@@ -325,7 +325,7 @@ def test_missing_gates_are_named(written):
             call(adata)
     with pytest.raises(ValueError, match="'nothing'"):
         sdc.tl.rank_gates(adata, "nothing")
-    with pytest.raises(ValueError, match="IDC model, found AnnData"):
+    with pytest.raises(TypeError, match="`model` must be a model of this package, found AnnData"):
         sdc.tl.gate_curves(adata)
 
 
