@@ -55,13 +55,15 @@ class Counts(NamedTuple):
         dense = self.value.new_zeros(self.n_cells * self.n_genes)
         return dense.index_copy_(0, self.positions(), self.value).view(self.n_cells, self.n_genes)
 
-    def halved(self, generator: torch.Generator) -> tuple[Counts, Counts]:
-        """Two halves of the counts: each count goes to one of them at random, as if the cell was sequenced twice.
+    def halved(self, generator: torch.Generator, share: Tensor | None = None) -> tuple[Counts, Counts]:
+        """Two halves of the counts: each molecule goes to one of them at random, as if the cell was sequenced twice.
 
-        The generator is one of the CPU, so that the halves are the same on every device.
+        The generator is one of the CPU, so that the halves are the same on every device. ``share`` is the share of each
+        non-zero count that the first half may expect, (nnz,) on the CPU; one half of all if there is none.
         """
         value = self.value.cpu()
-        first = torch.binomial(value, torch.full_like(value, 0.5), generator=generator).to(self.value.device)
+        share = torch.full_like(value, 0.5) if share is None else share
+        first = torch.binomial(value, share, generator=generator).to(self.value.device)
         return self._replaced(first), self._replaced(self.value - first)
 
     def _replaced(self, value: Tensor) -> Counts:

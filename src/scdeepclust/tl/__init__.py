@@ -11,6 +11,7 @@ from scdeepclust.tl._gate_scores import gate_curves, score_gates
 from scdeepclust.tl._gates import rank_gates
 from scdeepclust.tl._integration import benchmark_integration
 from scdeepclust.tl._n_clusters import estimate_n_clusters
+from scdeepclust.tl._rank_genes import rank_genes
 from scdeepclust.tl._report import report
 from scdeepclust.tl._score import score_clusters
 from scdeepclust.tl._time import time_control
@@ -26,6 +27,7 @@ __all__ = [
     "facet_report",
     "gate_curves",
     "rank_gates",
+    "rank_genes",
     "read_comparison",
     "report",
     "score_clusters",

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -183,11 +183,9 @@ def _evidence(halvings, inside: np.ndarray, side: np.ndarray, genes: np.ndarray,
         repeats.append(float((sides(first, side) == sides(second, side)).mean()))
     points, counts = halvings[0]
     # named on one half, tested on the other, both ways
-    (change_a, p_a), (change_b, p_b) = (
-        _test_genes(counts[1 - i][inside], sides(points[i][inside], side)) for i in (0, 1)
-    )
+    a, b = (_test_genes(counts[1 - i][inside], sides(points[i][inside], side)) for i in (0, 1))
     # the mean of two p-values, times two, is a p-value whatever their dependence
-    table = pd.DataFrame({"change": (change_a + change_b) / 2, "p": np.minimum(p_a + p_b, 1.0)}, index=genes)
+    table = pd.DataFrame({"change": (a.change + b.change) / 2, "p": np.minimum(a.p + b.p, 1.0)}, index=genes)
     table = table[false_discovery_control(table["p"]) < 0.05].sort_values("p", kind="stable")
     named = {
         name: ", ".join(f"{gene} ({abs(change):.1f})" for gene, change in chosen["change"].head(n_genes).items())
@@ -197,12 +195,20 @@ def _evidence(halvings, inside: np.ndarray, side: np.ndarray, genes: np.ndarray,
     return {"separation": apart, "repeats": float(np.mean(repeats))} | named
 
 
-def _test_genes(counts: csr_matrix, side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log2 fold change of the right side, and p of Welch's test on log-normalised counts, of each gene."""
+class GeneTest(NamedTuple):
+    """Of each gene: log2 fold change, Welch's t statistic of log-normalised counts, and its p."""
+
+    change: np.ndarray
+    score: np.ndarray
+    p: np.ndarray
+
+
+def _test_genes(counts: csr_matrix, side: np.ndarray) -> GeneTest:
+    """Cells of a side against the others."""
     from scipy.stats import ttest_ind_from_stats
 
     if min(side.sum(), (~side).sum()) < 2:
-        return np.zeros(counts.shape[1]), np.ones(counts.shape[1])
+        return GeneTest(np.zeros(counts.shape[1]), np.zeros(counts.shape[1]), np.ones(counts.shape[1]))
     totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)
     logged = counts.astype(np.float64)
     logged.data = np.log1p(logged.data * np.repeat(1e4 / totals, np.diff(logged.indptr)))
@@ -213,6 +219,6 @@ def _test_genes(counts: csr_matrix, side: np.ndarray) -> tuple[np.ndarray, np.nd
         variance = np.asarray(part.multiply(part).mean(axis=0)).ravel() - mean**2
         moments += [mean, np.sqrt(np.maximum(variance, 0) * n / (n - 1)), n]
     with np.errstate(invalid="ignore", divide="ignore"):
-        p = ttest_ind_from_stats(*moments, equal_var=False).pvalue
+        score, p = ttest_ind_from_stats(*moments, equal_var=False)
     change = np.log2((np.expm1(moments[0]) + 0.1) / (np.expm1(moments[3]) + 0.1))
-    return change, np.nan_to_num(p, nan=1.0)
+    return GeneTest(change, np.nan_to_num(score), np.nan_to_num(p, nan=1.0))

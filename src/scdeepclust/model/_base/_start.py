@@ -130,12 +130,14 @@ class StartsMixin(CountDataMixin):
         pca = denoised_components(blocks_of, cells, self.module.n_input, self._start_seed)
         return np.concatenate([pca.transform(block) for block in blocks_of(cells)])
 
-    def _halves(self, cells: np.ndarray, n_halvings: int = N_HALVINGS) -> list[Halves]:
-        """Cells by each half of their counts, for some ways of halving them."""
+    def _halves(self, cells: np.ndarray, n_halvings: int = N_HALVINGS, *, independent: bool = False) -> list[Halves]:
+        """Cells by each half of their counts, for some ways of halving them (see :func:`halve`)."""
         pca = denoised_components(self._denoised_blocks, cells, self.module.n_input, self._start_seed)
         self.module.eval()
         return [
-            halve(self.module, self._minibatches(indices=cells), pca, self._start_seed + repeat)
+            halve(
+                self.module, self._minibatches(indices=cells), pca, self._start_seed + repeat, independent=independent
+            )
             for repeat in range(n_halvings)
         ]
 
