@@ -476,3 +476,20 @@ def test_models_saved_by_the_command_line_are_ordinary_models(cells, tmp_path):
     loaded = model.SCDeepCluster.load(str(tmp_path / "m"), adata=False)
     assert len(loaded.gene_names_) == 40
     assert list(loaded.predict(cells.copy())) == list(adata.obs["scdeepcluster"])
+
+
+def test_the_report_shows_the_tree_of_the_clusters(tmp_path):
+    simulate_counts(240, 100, n_clusters=3, marker_log_fold_change=3.5, depth=400).write_h5ad(tmp_path / "in.h5ad")
+    page, out = tmp_path / "page.html", tmp_path / "out.h5ad"
+    options = ["--n-clusters", 3, "--label-key", "cell_type", "--pretrain-epochs", 60, "--max-epochs", 2]
+    result = run("cluster", tmp_path / "in.h5ad", "--out", out, "--report", page, *options)
+    assert result.exit_code == 0, result.output
+    assert "Tree of the clusters" in page.read_text()
+    written = anndata.read_h5ad(out).uns
+    assert len(written["scdeepcluster"]["tree"]["splits"]) == 2
+    assert list(written["scdeepcluster"]["tree"]["clusters"]) == ["0", "1", "2"]
+    result = run("report", out, "--out", tmp_path / "again.html")
+    assert result.exit_code == 0, result.output
+    assert "Tree of the clusters" in (tmp_path / "again.html").read_text()
+    result = run("cluster", tmp_path / "in.h5ad", "--out", tmp_path / "o.h5ad", "--report", tmp_path / "page.pdf")
+    assert "--report: page.pdf must end in .html" in result.stderr

@@ -114,6 +114,25 @@ def test_the_tree_is_drawn_by_us_and_by_scanpy(adata):
     plt.close("all")
 
 
+def test_a_tree_is_kept_with_its_results_only(adata, tmp_path):
+    model = fitted("GMVAE", adata, 4)
+    tree = sdc.tl.cluster_tree(model)
+    with pytest.raises(ValueError, match="`key`: there are no results 'gmvae'.*write_back"):
+        tree.write(adata, "gmvae")
+    model.write_back(adata)
+    tree.write(adata, "gmvae")
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    again = sc.read_h5ad(tmp_path / "a.h5ad")
+    assert again.uns["gmvae"]["tree"]["splits"]["separation"].tolist() == tree.splits["separation"].tolist()
+    assert sc.pl.dendrogram(again, "gmvae", show=False) is not None
+    plt.close("all")
+    model.write_back(adata)
+    assert "tree" not in adata.uns["gmvae"]
+    adata.obs["gmvae"] = adata.obs["gmvae"].cat.rename_categories({"0": "zero"})
+    with pytest.raises(ValueError, match="are not those of the tree"):
+        tree.write(adata, "gmvae")
+
+
 def test_it_repeats(adata):
     model = fitted("SCDeepCluster", adata, 4)
     first, second = sdc.tl.cluster_tree(model), sdc.tl.cluster_tree(model)

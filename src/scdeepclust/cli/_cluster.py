@@ -10,6 +10,7 @@ from ._app import announce, app, one_line_errors, prepare_libraries
 from ._files import check_files, check_folder, check_suffix
 from ._fit import WRITING, print_scores, print_sizes, save, set_up, train
 from ._open import open_counts
+from ._report import write_report
 from ._signals import end_if_cut_short, signals_end_in_a_line
 from ._writable import make_writable
 
@@ -52,6 +53,9 @@ def cluster(
     save_model: options.SaveModel = None,
     labels_csv: options.LabelsCsv = None,
     plot: options.Plot = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write one HTML page that says which clusters to trust.")
+    ] = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Cluster the cells of one or more files: h5ad, h5mu, zarr, loom, h5 of 10x or CellBender, folders with mtx."""
@@ -64,9 +68,10 @@ def cluster(
         "trajectory_key": trajectory_key,
     }
     with one_line_errors(ValueError, OSError, ImportError):
-        check_files([path for path in (out, labels_csv, plot) if path is not None], overwrite)
+        check_files([path for path in (out, labels_csv, plot, report) if path is not None], overwrite)
         check_suffix("--out", out, ".h5ad")
         check_suffix("--plot", plot, ".png", ".pdf", ".svg")
+        check_suffix("--report", report, ".html", ".htm")
         check_folder("--save-model", save_model, overwrite)
         _check_together(model, keys, guide, data, batch_from_files)
         prepare_libraries(seed)
@@ -82,11 +87,19 @@ def cluster(
     if label_key is not None:
         name = type(fitted).__name__
         print_scores(adata, {name: model}, {name: done.seconds}, label_key, title=f"Against {label_key}")
+    from scdeepclust.tl import cluster_tree
+
     with one_line_errors(*WRITING):
         if save_model is not None:
             fitted.save(str(save_model), overwrite=overwrite)
             announce(save_model)
+        if report is not None and adata.obs[model].nunique() > 1:
+            cluster_tree(fitted).write(adata, model)
         save(adata, model, out, labels_csv, plot, label_key=label_key, seed=seed)
+        if report is not None:
+            write_report(
+                adata, report, key=model, batch_key="file" if batch_from_files else batch_key, label_key=label_key
+            )
     end_if_cut_short(fitted, done.code)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from scipy.sparse import csr_matrix
 
     from scdeepclust.model._base import ClusteringModel
@@ -59,6 +60,30 @@ class ClusterTree:
         from scdeepclust.train import cut
 
         return {name: str(group) for name, group in zip(self.clusters, cut(self.linkage, floor), strict=True)}
+
+    def write(self, adata: AnnData, key: str) -> None:
+        """Keep the tree with the results ``key``, where ``tl.report`` and scanpy's dendrograms find it.
+
+        Parameters
+        ----------
+        adata
+            Data with the results that the tree is of.
+        key
+            Name of these results, as ``write_back`` used it: the tree goes to ``adata.uns[key]["tree"]`` and
+            ``adata.uns[f"dendrogram_{key}"]``, until results are written there again.
+
+        Raises
+        ------
+        ValueError
+            If there are no such results, or they are of other clusters.
+        """
+        if key not in adata.uns or key not in adata.obs:
+            raise ValueError(f"`key`: there are no results {key!r} in `adata`. Run `model.write_back()`.")
+        if set(adata.obs[key].dropna().astype(str)) != set(self.clusters):
+            raise ValueError(f"`key`: the clusters in `adata.obs[{key!r}]` are not those of the tree.")
+        kept = {"splits": self.splits, "linkage": self.linkage, "clusters": np.array(self.clusters, dtype=object)}
+        adata.uns[key]["tree"] = kept
+        adata.uns[f"dendrogram_{key}"] = self.to_uns()
 
     def to_uns(self) -> dict[str, Any]:
         """The tree as scanpy's plots take it: ``adata.uns[f"dendrogram_{key}"] = tree.to_uns()``."""

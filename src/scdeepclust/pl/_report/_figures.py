@@ -274,13 +274,14 @@ def own_view(facts: Facts) -> Iterator[Picture]:
 
 def tree(facts: Facts) -> Picture | None:
     """The tree of the clusters with the evidence of each split, where `uns` of the results holds one."""
-    from scdeepclust import pl
+    from scdeepclust.pl._cluster_tree import cluster_tree
+    from scdeepclust.tl._cluster_tree import ClusterTree
 
-    draw = getattr(pl, "cluster_tree", None)
-    if "tree" not in facts.about or draw is None:
+    kept = facts.about.get("tree")
+    if kept is None:
         return None
     return picture(
-        lambda: draw(facts.adata, facts.key),
+        lambda: cluster_tree(ClusterTree(kept["splits"], kept["linkage"], list(kept["clusters"]))),
         "Tree of the clusters with the evidence of each split",
         "How clusters split, and how sure each split is",
     )
