@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_configurations_of_scvi_tools_say_what_differs_from_its_defaults(model):
         {"early_stopping": True},
         {"plan_kwargs": {"reduce_lr_on_plateau": True}},
         {"callbacks": [EarlyStopping(monitor="elbo_validation", patience=50)]},
-        {"callbacks": [SaveCheckpoint(dirpath="kept", monitor="train_loss")]},
+        {"callbacks": [SaveCheckpoint(dirpath=tempfile.mkdtemp(), monitor="train_loss")]},
     ],
     ids=lambda asks: next(iter(asks)),
 )
