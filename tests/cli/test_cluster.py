@@ -205,7 +205,7 @@ def test_what_was_found_is_said_and_the_rest_stays_as_it_was(cells, tmp_path):
     after, result = labels_of(adata, tmp_path)
     assert "in.h5ad: AnnData, 90 cells x 60 genes, counts in layers['counts'] (X looks" in result.stderr
     assert (after.X != adata.X).nnz == 0
-    assert set(after.layers) == {"counts"}
+    assert set(after.layers) - {None} == {"counts"}  # None is X where anndata is new
 
 
 def test_cells_without_counts_are_refused_with_what_to_do(cells, tmp_path):
@@ -310,7 +310,7 @@ def test_tables_that_cannot_be_written_are_put_right(table, note, cells, tmp_pat
     adata.raw = adata.copy()
     raw = adata.raw
     _writable.make_writable(adata, "gmvae", tmp_path)
-    assert adata.raw is raw  # nothing is copied without need
+    assert np.shares_memory(adata.raw.X.data, raw.X.data)  # nothing is copied without need
     said = capsys.readouterr().err
     assert (note in said) if note else (said == "")
     adata.obs["gmvae"], adata.obs["gmvae_confidence"] = "0", 0.5

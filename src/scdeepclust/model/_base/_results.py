@@ -55,6 +55,8 @@ def _owned(adata: AnnData, key: str) -> Iterator[tuple[str, str]]:
     others = [pattern for other in adata.uns if other != key for pattern in _patterns(adata, other)]
     for slot, pattern in patterns:
         for name in getattr(adata, slot).keys():
+            if name is None:  # a new anndata counts X among the layers
+                continue
             if pattern.fullmatch(name) and not any(s == slot and p.fullmatch(name) for s, p in others):
                 yield slot, name
 
