@@ -24,7 +24,8 @@ def make_writable(adata: AnnData, key: str, folder: Path) -> None:
         setattr(adata, name, _tidy(getattr(adata, name), name, key))
     if adata.raw is not None:
         whole = adata.raw.to_adata()
-        if (tidy := _tidy(whole.var, "raw.var", key)) is not whole.var:
+        var = whole.var  # each time another object where anndata is new
+        if (tidy := _tidy(var, "raw.var", key)) is not var:
             whole.var = tidy
             adata.raw = whole
     for slot in ("obsm", "varm"):
@@ -59,7 +60,7 @@ def _tidy_names(table: pd.DataFrame, key: str, notes: list[str]) -> bool:
     from anndata.utils import make_index_unique
 
     index, name = table.index, table.index.name
-    if isinstance(index.dtype, pd.StringDtype):
+    if _is_nullable_text(index.dtype):
         index = pd.Index(index.astype(object), name=name)
     if name is not None and (name in table.columns or name == key or str(name).startswith(f"{key}_")):
         notes.append(f"the name of its index, {name!r}, is that of a column too and is left out")
@@ -82,17 +83,24 @@ def _finding(values: pd.Series) -> str | None:
     import pandas as pd
 
     inferred = pd.api.types.infer_dtype(values, skipna=True) if values.dtype == object else "string"
-    if isinstance(values.dtype, pd.StringDtype) or inferred == "empty":
+    if _is_nullable_text(values.dtype) or inferred == "empty":
         return ""
     if inferred != "string":
         return f"has values of several types ({', '.join(sorted({type(v).__name__ for v in values.dropna()}))})"
     if isinstance(values.dtype, pd.CategoricalDtype):
         categories = values.cat.categories
-        if isinstance(categories.dtype, pd.StringDtype):
+        if _is_nullable_text(categories.dtype):
             return ""
         if categories.dtype == object and pd.api.types.infer_dtype(categories) not in ("string", "empty"):
             return "has categories of several types"
     return None
+
+
+def _is_nullable_text(dtype: object) -> bool:
+    """Whether these are strings with `pd.NA`, which not every anndata writes; the plain ones of pandas 3 it does."""
+    import pandas as pd
+
+    return isinstance(dtype, pd.StringDtype) and dtype.na_value is pd.NA
 
 
 def _try(adata: AnnData, folder: Path) -> None:
