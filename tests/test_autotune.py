@@ -32,6 +32,7 @@ def test_two_trials_of_a_search(adata, tmp_path, name, metric, mode):
             scheduler="fifo",
             searcher="random",
             resources={"cpu": 1},
+            ignore_reinit_error=True,
             logging_dir=str(tmp_path),
         )
     finally:
