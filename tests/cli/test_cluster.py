@@ -424,7 +424,9 @@ def test_sigterm_ends_with_its_code_and_a_line(signal_in, cells, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_before_training_end_in_a_line(number, code, monkeypatch, cells, tmp_path):
+def test_signals_before_training_end_in_a_line(number, code, monkeypatch, cells, tmp_path, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs behind it ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     monkeypatch.setattr(_cluster, "set_up", lambda *_, **__: os.kill(os.getpid(), number))
     cells.write_h5ad(tmp_path / "in.h5ad")
     result = run("cluster", tmp_path / "in.h5ad", "--out", tmp_path / "out.h5ad")
