@@ -58,6 +58,7 @@ bench: $(VENV)/.developer ## rewrite the tables in docs/benchmarks (hours; resum
 	$(BIN)/python benchmarks/mixture.py
 	$(BIN)/python benchmarks/published_size.py
 	$(BIN)/python benchmarks/k_grid.py
+	$(BIN)/python benchmarks/kill.py
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(NEWEST) demo_output docs/_build docs/generated docs/tutorials/*.ipynb

@@ -165,14 +165,13 @@ thread."""
 
 def main() -> None:
     options = KILLS.parse(KILLS.parser(__doc__, models=list(MODELS)))
+    PRICE.csv = KILLS.csv.with_name("kill_price.csv")
     for key in [] if options.table else options.models:
         if options.again or not KILLS.has(model=key):
             _checkpoint.WRITE_EVERY = 0.0
             rows = kills(key, N_KILLS, N_CELLS)
             KILLS.append(rows)
-            print(
-                f"{key}: {int(rows['identical'].sum())} of {len(rows)} end as the fit that was never killed", flush=True
-            )
+            print(f"{key}: {int(rows['identical'].sum())} of {len(rows)} end as if never killed", flush=True)
         if options.again or not PRICE.has(model=key):
             _checkpoint.WRITE_EVERY = 120.0
             PRICE.append(price(key))

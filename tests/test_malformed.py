@@ -208,8 +208,8 @@ def test_arguments_of_any_kind(models):
 def test_many_more_cases(models, few, capsys):
     OUTCOMES.clear()
     run_data(models, few, 3000)
-    run_setup(few, 3000)
+    run_setup(few, 7000)
     run_arguments(models, 4000)
     with capsys.disabled():
         print("\n" + "\n".join(f"{name}: {count}" for name, count in sorted(OUTCOMES.items())))
-    assert min(OUTCOMES[f"{what}, result"] for what in ("new cells", "setup", "arguments")) > 100
+    assert min(OUTCOMES[f"{what}, result"] for what in ("new cells", "setup", "arguments")) > 300

@@ -87,13 +87,13 @@ def cluster(
     if label_key is not None:
         name = type(fitted).__name__
         print_scores(adata, {name: model}, {name: done.seconds}, label_key, title=f"Against {label_key}")
-    from scdeepclust.tl import cluster_tree
-
     with one_line_errors(*WRITING):
         if save_model is not None:
             fitted.save(str(save_model), overwrite=overwrite)
             announce(save_model)
         if report is not None and adata.obs[model].nunique() > 1:
+            from scdeepclust.tl import cluster_tree
+
             cluster_tree(fitted).write(adata, model)
         save(adata, model, out, labels_csv, plot, label_key=label_key, seed=seed)
         if report is not None:

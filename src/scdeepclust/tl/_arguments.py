@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from inspect import signature
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scdeepclust.model._base import ClusteringModel
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -26,6 +31,14 @@ def checked(function: Function) -> Function:
         return function(*bound.args, **bound.kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def with_data(model: ClusteringModel) -> AnnData:
+    """The data of a trained model; a RuntimeError or ValueError says what it lacks."""
+    model._check_if_trained(warn=False)
+    if model.adata is None:
+        raise ValueError("`model` was loaded without data; load it with `adata`.")
+    return model.adata
 
 
 def _check(name: str, value: Any, annotation: str) -> None:

@@ -1,19 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from scdeepclust.tl._arguments import with_data
+from scdeepclust.tl._unused_counts import gene_test, judging_cells
+
 if TYPE_CHECKING:
     from anndata import AnnData
-    from scipy.sparse import csr_matrix
 
     from scdeepclust.model._base import ClusteringModel
-
-# Cells by which splits are judged; more would not change a separation.
-MAX_CELLS = 20_000
+    from scdeepclust.model._base._halves import Halves
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,9 @@ def cluster_tree(model: ClusteringModel, *, n_genes: int = 5, n_halvings: int = 
 
     Notes
     -----
-    The halves of a count are independent if it is Poisson distributed; if a gene varies more than that within a
-    cluster, the halves share this variation, and p-values of genes are too small. The networks were trained on the
-    whole counts: separations are for comparing and for a floor, not for a test.
+    Separations come from halves as two sequencings of a cell would give them, which share its own expression; genes are
+    tested in the independent halves of :func:`rank_genes`. The networks were trained on the whole counts: separations
+    are for comparing and for a floor, not for a test.
 
     Examples
     --------
@@ -153,15 +154,13 @@ def cluster_tree(model: ClusteringModel, *, n_genes: int = 5, n_halvings: int = 
     """
     from scdeepclust.train import FLOOR, members, separation_linkage
 
-    model._check_if_trained(warn=False)
-    if model.adata is None:
-        raise ValueError("`model` was loaded without data; load it with `adata`.")
+    with_data(model)
     names, labels = np.unique(model.predict().astype(int), return_inverse=True)
     if len(names) < 2:
         raise ValueError("`model` has one cluster: there is nothing to split.")
-    cells = _judging_cells(labels)
-    halvings = model._halves(cells, n_halvings)
-    points = [halves.points for halves in halvings]
+    cells = judging_cells(labels)
+    points = [halves.points for halves in model._halves(cells, n_halvings)]
+    (independent,) = model._halves(cells, 1, independent=True)
     linkage = separation_linkage(labels[cells], points)
     batch = np.asarray(model.adata_manager.get_from_registry("batch")).ravel()[cells]
     sizes = np.bincount(labels)
@@ -174,7 +173,7 @@ def cluster_tree(model: ClusteringModel, *, n_genes: int = 5, n_halvings: int = 
             "right": "+".join(str(names[k]) for k in below[b]),
             "n_left": int(sizes[below[a]].sum()),
             "n_right": int(sizes[below[b]].sum()),
-            **_evidence(halvings, inside, side, model.gene_names_, n_genes),
+            **_evidence(points, independent, inside, side, model.gene_names_, n_genes),
         }
         if batch.max() > 0:
             row["batches"] = len(set(batch[inside][side]) & set(batch[inside][~side])) / len(set(batch[inside]))
@@ -184,31 +183,26 @@ def cluster_tree(model: ClusteringModel, *, n_genes: int = 5, n_halvings: int = 
     return ClusterTree(splits, linkage, [str(name) for name in names])
 
 
-def _judging_cells(labels: np.ndarray) -> np.ndarray:
-    """At most :data:`MAX_CELLS` rows, of every cluster its share, but no fewer than all of 200."""
-    if len(labels) <= MAX_CELLS:
-        return np.arange(len(labels))
-    rng, chosen = np.random.default_rng(0), []
-    for k in range(labels.max() + 1):
-        rows = np.flatnonzero(labels == k)
-        n = min(len(rows), max(200, MAX_CELLS * len(rows) // len(labels)))
-        chosen.append(rng.choice(rows, n, replace=False))
-    return np.sort(np.concatenate(chosen))
-
-
-def _evidence(halvings, inside: np.ndarray, side: np.ndarray, genes: np.ndarray, n_genes: int) -> dict[str, Any]:
+def _evidence(
+    halvings: Sequence[tuple[np.ndarray, np.ndarray]],
+    independent: Halves,
+    inside: np.ndarray,
+    side: np.ndarray,
+    genes: np.ndarray,
+    n_genes: int,
+) -> dict[str, Any]:
     """Separation, repeats and genes of one split of the cells ``inside``."""
     from scipy.stats import false_discovery_control
 
     from scdeepclust.train import mean_separation, sides
 
     repeats = []
-    for points, _ in halvings:
-        first, second = (half[inside] for half in points)
+    for halves in halvings:
+        first, second = (half[inside] for half in halves)
         repeats.append(float((sides(first, side) == sides(second, side)).mean()))
-    points, counts = halvings[0]
+    points, counts = independent
     # named on one half, tested on the other, both ways
-    a, b = (_test_genes(counts[1 - i][inside], sides(points[i][inside], side)) for i in (0, 1))
+    a, b = (gene_test(counts[1 - i][inside], sides(points[i][inside], side)) for i in (0, 1))
     # the mean of two p-values, times two, is a p-value whatever their dependence
     table = pd.DataFrame({"change": (a.change + b.change) / 2, "p": np.minimum(a.p + b.p, 1.0)}, index=genes)
     table = table[false_discovery_control(table["p"]) < 0.05].sort_values("p", kind="stable")
@@ -216,34 +210,5 @@ def _evidence(halvings, inside: np.ndarray, side: np.ndarray, genes: np.ndarray,
         name: ", ".join(f"{gene} ({abs(change):.1f})" for gene, change in chosen["change"].head(n_genes).items())
         for name, chosen in (("left_genes", table[table.change < 0]), ("right_genes", table[table.change > 0]))
     }
-    apart = mean_separation([halves.points for halves in halvings], inside, side)
+    apart = mean_separation(halvings, inside, side)
     return {"separation": apart, "repeats": float(np.mean(repeats))} | named
-
-
-class GeneTest(NamedTuple):
-    """Of each gene: log2 fold change, Welch's t statistic of log-normalised counts, and its p."""
-
-    change: np.ndarray
-    score: np.ndarray
-    p: np.ndarray
-
-
-def _test_genes(counts: csr_matrix, side: np.ndarray) -> GeneTest:
-    """Cells of a side against the others."""
-    from scipy.stats import ttest_ind_from_stats
-
-    if min(side.sum(), (~side).sum()) < 2:
-        return GeneTest(np.zeros(counts.shape[1]), np.zeros(counts.shape[1]), np.ones(counts.shape[1]))
-    totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)
-    logged = counts.astype(np.float64)
-    logged.data = np.log1p(logged.data * np.repeat(1e4 / totals, np.diff(logged.indptr)))
-    moments = []
-    for rows in (side, ~side):
-        part, n = logged[rows], int(rows.sum())
-        mean = np.asarray(part.mean(axis=0)).ravel()
-        variance = np.asarray(part.multiply(part).mean(axis=0)).ravel() - mean**2
-        moments += [mean, np.sqrt(np.maximum(variance, 0) * n / (n - 1)), n]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        score, p = ttest_ind_from_stats(*moments, equal_var=False)
-    change = np.log2((np.expm1(moments[0]) + 0.1) / (np.expm1(moments[3]) + 0.1))
-    return GeneTest(change, np.nan_to_num(score), np.nan_to_num(p, nan=1.0))

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scdeepclust.tl._arguments import checked
+from scdeepclust.tl._arguments import checked, with_data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,8 +66,7 @@ def estimate_n_clusters(
     """
     from scdeepclust.train import count_table
 
-    model._check_if_trained(warn=False)
-    n_obs = model.adata.n_obs
+    n_obs = with_data(model).n_obs
     if max_clusters < 3 or n_repeats < 1:
         raise ValueError(
             f"`max_clusters` must be at least 3 and `n_repeats` at least 1; found {max_clusters} and {n_repeats}."

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scdeepclust.tl._arguments import checked
-from scdeepclust.tl._cluster_tree import _judging_cells, _test_genes
+from scdeepclust.tl._arguments import checked, with_data
+from scdeepclust.tl._unused_counts import gene_test, judging_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,9 +61,10 @@ def rank_genes(
     Notes
     -----
     The halves are independent if counts are negative binomial around what the model expects, with its dispersion (they
-    are split by a beta-binomial with it); Poisson counts are split evenly. That the clusters were found in the whole
-    counts reaches the test only through the directions of the discriminant. Cells, not samples, are compared: for
-    a difference between conditions, sum the cells of each sample first.
+    are split by a beta-binomial with it); Poisson counts are split evenly. Clusters and networks have seen the whole
+    counts, but a cell is named by its one half alone: what it has in the other half has a part in that only as one of
+    all the cells that the networks and the discriminant were fitted to. Cells, not samples, are compared: for a
+    difference between conditions, sum the cells of each sample first.
 
     Examples
     --------
@@ -79,20 +80,18 @@ def rank_genes(
     >>> adata.uns["rank_genes_groups"]["params"]["groupby"]
     'gmvae'
     """
-    model._check_if_trained(warn=False)
-    adata = model.adata
-    if adata is None:
-        raise ValueError("`model` was loaded without data; load it with `adata`.")
+    adata = with_data(model)
     key = type(model).__name__.lower() if key is None else key
     if key not in adata.obs:
         raise ValueError(
             f"`key`: there is no column {key!r} in `adata.obs`. Run `model.write_back()`, or name another."
         )
     rows = np.flatnonzero(adata.obs[key].notna())
-    names, labels = np.unique(adata.obs[key].astype(str).to_numpy()[rows], return_inverse=True)
+    column = adata.obs[key].iloc[rows].astype("category").cat.remove_unused_categories()
+    names, labels = list(map(str, column.cat.categories)), column.cat.codes.to_numpy().astype(int)
     if len(names) < 2 or np.bincount(labels).min() < 2:
         raise ValueError(f"`key`: column {key!r} must hold at least two clusters, of at least two cells each.")
-    chosen = _judging_cells(labels)
+    chosen = judging_cells(labels)
     rows, labels = rows[chosen], labels[chosen]
     roles = []
     for halves in model._halves(rows, n_halvings, independent=True):
@@ -123,7 +122,7 @@ def _of_cluster(k: int, roles: list[tuple[np.ndarray, csr_matrix]], genes: pd.In
     """Test of each gene, averaged over the roles of the halves."""
     from scipy.stats import false_discovery_control
 
-    tests = [_test_genes(counts, named == k) for named, counts in roles]
+    tests = [gene_test(counts, named == k) for named, counts in roles]
     found = [((counts[named == k] > 0).mean(axis=0), (counts[named != k] > 0).mean(axis=0)) for named, counts in roles]
     inside, outside = (np.nan_to_num(np.mean([np.asarray(each[i]).ravel() for each in found], axis=0)) for i in (0, 1))
     # the mean of p-values, times two, is a p-value whatever their dependence

@@ -53,9 +53,9 @@ def halve(
     halves: tuple[list[csr_matrix], list[csr_matrix]] = ([], [])
     for tensors in minibatches:
         inputs = module._get_inference_input(tensors)
+        share = _uneven_shares(module, inputs, rng) if independent else None
         if inputs["size_factor"] is not None:
             inputs["size_factor"] = inputs["size_factor"] / 2
-        share = _uneven_shares(module, inputs, rng) if independent else None
         for i, counts in enumerate(inputs["counts"].halved(generator, share)):
             z = module.inference(**inputs | {"counts": counts})["z_mean"]
             points[i].append(pca.transform(module.denoised_expression(z, inputs["covariates"]).cpu().numpy()))
@@ -73,9 +73,8 @@ def _uneven_shares(module: ClusteringModule, inputs: dict, rng: np.random.Genera
     """
     if module.gene_likelihood not in ("nb", "zinb"):
         return None
-    whole = inputs | ({} if inputs["size_factor"] is None else {"size_factor": inputs["size_factor"] * 2})
     counts = inputs["counts"]
-    log_theta = module.decoder(module.inference(**whole)["z_mean"], inputs["covariates"]).log_theta
+    log_theta = module.decoder(module.inference(**inputs)["z_mean"], inputs["covariates"]).log_theta
     theta = log_theta.exp().expand(counts.n_cells, counts.n_genes)[counts.row, counts.col].cpu().double().numpy()
     share = rng.beta(theta / 2, theta / 2)
-    return torch.as_tensor(np.clip(share, 0, 1), dtype=counts.value.dtype)
+    return torch.as_tensor(share, dtype=counts.value.dtype)
