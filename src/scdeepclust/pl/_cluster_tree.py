@@ -88,8 +88,9 @@ def cluster_tree(
         if row in annotated:
             _annotate(ax, tree.splits.iloc[row], apart, (where[a], where[b]), n_genes)
     ax.axvline(floor, color=PALETTE[1], lw=1, ls="--")
-    ax.annotate("one population\ncut in two", (floor, 1), xycoords=("data", "axes fraction"), xytext=(-3, -2),
-                textcoords="offset points", ha="right", va="top", fontsize="x-small", color=PALETTE[1])  # fmt: skip
+    ax.annotate("up to here one population cut in two", (floor, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+                textcoords="offset points", ha="center", va="bottom", fontsize="x-small",
+                color=PALETTE[1])  # fmt: skip
     ax.set_yticks([where[k] for k in range(len(names))])
     ax.set_yticklabels([f"{name}  ({size:,})" for name, size in zip(names, sizes, strict=True)])
     ax.set(
@@ -110,7 +111,10 @@ def _sizes(tree: ClusterTree) -> list[int]:
 
 def _annotate(ax: Axes, split, apart: float, places: tuple[float, float], n_genes: int) -> None:
     """Names of the genes of a split, each beside the branch they are high in."""
+    from matplotlib.patheffects import withStroke
+
     for place, genes in zip(places, (split["left_genes"], split["right_genes"]), strict=True):
         chosen = [gene.rpartition(" (")[0] for gene in genes.split(", ")[:n_genes] if gene]
         ax.annotate(" ".join(chosen), (apart, place), xytext=(3, 0), textcoords="offset points", fontsize="x-small",
-                    va="center", color="0.3")  # fmt: skip
+                    va="center", color="0.3", zorder=3,
+                    path_effects=[withStroke(linewidth=2.5, foreground="white")])  # fmt: skip

@@ -283,5 +283,5 @@ def tree(facts: Facts) -> Picture | None:
     return picture(
         lambda: cluster_tree(ClusterTree(kept["splits"], kept["linkage"], list(kept["clusters"]))),
         "Tree of the clusters with the evidence of each split",
-        "How clusters split, and how sure each split is",
+        "How far the sides of each split are apart in counts that did not make it, and the genes that are higher there",
     )
