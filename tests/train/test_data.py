@@ -160,6 +160,20 @@ def test_matrices_in_files_are_read_in_the_order_asked_for(adata, tmp_path, layo
     assert sorted(cells) == list(range(400))
 
 
+def test_the_order_of_blocks_follows_the_seed_of_the_model(adata, tmp_path, monkeypatch):
+    adata.write_h5ad(tmp_path / "a.h5ad")
+
+    def codes(seed):
+        backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+        sdc.model.SCDeepCluster.setup_anndata(backed)
+        monkeypatch.setattr(scvi.settings, "seed", seed)
+        model = sdc.model.SCDeepCluster(backed, n_clusters=3, seed=1)
+        model.train(pretrain_epochs=2, max_epochs=0, enable_progress_bar=False, accelerator="cpu")
+        return model.get_latent_representation()
+
+    np.testing.assert_array_equal(codes(5), codes(6))
+
+
 def test_a_model_trains_on_a_file_as_in_memory(backed):
     adata, on_disk = backed
     scvi.settings.seed = 0

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse, vstack
-from scvi import REGISTRY_KEYS, settings
+from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnTorchDataset
 from scvi.data.fields import AnnDataField
 from scvi.dataloaders import AnnDataLoader, DataSplitter
@@ -175,10 +175,18 @@ class BlockShuffleLoader:
         Cells in a minibatch.
     rank, world_size
         Which share of the blocks this process reads, of how many.
+    seed
+        Seed of the order.
     """
 
     def __init__(
-        self, manager: AnnDataManager, indices: np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        manager: AnnDataManager,
+        indices: np.ndarray,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
     ):
         self.dataset = CountsDataset(manager, load_sparse_tensor=True)
         n_blocks = max(ceil(len(indices) / BLOCK_ROWS), min(world_size, len(indices)))  # one for each process
@@ -187,7 +195,6 @@ class BlockShuffleLoader:
         self.rank, self.world_size = rank, world_size
         # The order of the blocks is the same in each process: its generator draws nothing else. Buffers differ in size
         # between processes, and so does what is drawn to shuffle them.
-        seed = settings.seed or 0
         self.block_order = torch.Generator().manual_seed(seed)
         self.buffer_order = torch.Generator().manual_seed(seed + 1 + rank)
 
@@ -243,17 +250,17 @@ class CountsSplitter(DataSplitter):
 
     data_loader_cls = LateLoader
 
-    def __init__(self, adata_manager: AnnDataManager, **kwargs):
+    def __init__(self, adata_manager: AnnDataManager, *, seed: int = 0, **kwargs):
         super().__init__(adata_manager, **(kwargs | {"load_sparse_tensor": True}))
+        self.seed = seed
 
     def train_dataloader(self):
         """Random minibatches; by blocks where the data lie in a file."""
         if not lie_in_a_file(self.adata_manager):
             return super().train_dataloader()
         batch_size = self.data_loader_kwargs["batch_size"]
-        return BlockShuffleLoader(
-            self.adata_manager, self.train_idx, batch_size, self.trainer.global_rank, self.trainer.world_size
-        )
+        ranks = self.trainer.global_rank, self.trainer.world_size
+        return BlockShuffleLoader(self.adata_manager, self.train_idx, batch_size, *ranks, seed=self.seed)
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         """Leave the minibatch as it is (the parent class densifies it here)."""

@@ -275,7 +275,8 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
         with quiet_lightning(), keyboard_interrupts():
             super().train(
                 max_epochs=epochs,
-                datasplitter_kwargs=arguments.splitter | {"external_indexing": [rows.copy() for rows in split]},
+                datasplitter_kwargs=arguments.splitter
+                | {"external_indexing": [rows.copy() for rows in split], "seed": self._seed or 0},
                 plan_kwargs=phase.plan_kwargs | arguments.plan | {"phase": phase.name, "last": last},
                 callbacks=[*arguments.callbacks_of(phase.name, last), *callbacks],
                 **arguments.trainer,
