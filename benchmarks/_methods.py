@@ -42,6 +42,19 @@ DATASETS = (  # small to large
     "pbmc_4k_hvg",
 )
 
+# Labelled sets that no choice of this package was made on until November 2026; small to large.
+NEW_DATASETS = (
+    "human_brain_c1",
+    "mouse_epidermis_strt",
+    "nsclc_dc_indrop",
+    "klein_mesc_days",
+    "worm_embryo",
+    "ifnb_2800",
+    "endocrinogenesis_10x",
+    "human_kidney_hvg",
+    "onek1k_4types",
+)
+
 
 class Timer:
     """CPU and wall seconds of a `with` block."""

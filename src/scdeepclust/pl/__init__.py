@@ -14,6 +14,7 @@ from scdeepclust.pl._facets import facets
 from scdeepclust.pl._gates import cell_gates, gates
 from scdeepclust.pl._history import history
 from scdeepclust.pl._n_clusters import n_clusters
+from scdeepclust.pl._reliability import reliability
 from scdeepclust.pl._som import som, transitions
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "history",
     "n_clusters",
     "overview",
+    "reliability",
     "som",
     "transitions",
 ]

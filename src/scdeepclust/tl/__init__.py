@@ -5,6 +5,7 @@ from __future__ import annotations
 from scdeepclust.tl._cluster_tree import ClusterTree, cluster_tree
 from scdeepclust.tl._compare import compare
 from scdeepclust.tl._comparison import Comparison, read_comparison
+from scdeepclust.tl._confidence import ConfidenceCheck, check_confidence, prediction_sets
 from scdeepclust.tl._consensus import consensus
 from scdeepclust.tl._facets import facet_report
 from scdeepclust.tl._gate_scores import gate_curves, score_gates
@@ -19,13 +20,16 @@ from scdeepclust.tl._time import time_control
 __all__ = [
     "ClusterTree",
     "Comparison",
+    "ConfidenceCheck",
     "benchmark_integration",
+    "check_confidence",
     "cluster_tree",
     "compare",
     "consensus",
     "estimate_n_clusters",
     "facet_report",
     "gate_curves",
+    "prediction_sets",
     "rank_gates",
     "rank_genes",
     "read_comparison",

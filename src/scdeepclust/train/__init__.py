@@ -2,7 +2,7 @@
 
 from ._arguments import check_names
 from ._callbacks import GracefulInterrupt, LearnOnly, PhaseProgressBar, RefreshTargets
-from ._checkpoint import digest, undone_on_failure
+from ._checkpoint import digest, kept_random_states, undone_on_failure
 from ._data import BlockShuffleLoader, CountsDataset, CountsManager, CountsSplitter, Minibatch, is_collection, to_device
 from ._init import (
     MAX_POINTS,
@@ -21,6 +21,7 @@ from ._n_clusters import count_table
 from ._phase import Phase, epochs_for_steps, split_cells
 from ._phases import PhasedTrainingMixin
 from ._plan import ClusteringPlan, NonFiniteLossError
+from ._repeats import matched, repeat_intercept, repeat_probability
 from ._threads import keep_threads, one_thread
 from ._tree import FLOOR, cut, mean_separation, members, separation, separation_linkage, sides
 
@@ -50,15 +51,19 @@ __all__ = [
     "initial_labels",
     "is_collection",
     "keep_threads",
+    "kept_random_states",
     "kmeans_labels",
     "leiden_labels",
     "mean_separation",
     "means_and_sizes",
+    "matched",
     "members",
     "merge_costs",
     "n_communities",
     "nearest",
     "one_thread",
+    "repeat_intercept",
+    "repeat_probability",
     "sample_points",
     "separation",
     "separation_linkage",

@@ -141,6 +141,16 @@ def set_random_states(states: dict[str, Any], loader: Any = None) -> None:
         generator.set_state(states["loader"][name].cpu())
 
 
+@contextmanager
+def kept_random_states() -> Iterator[None]:
+    """Leave the random number generators as they were."""
+    states = random_states()
+    try:
+        yield
+    finally:
+        set_random_states(states)
+
+
 def _generators(loader: Any) -> list[tuple[str, torch.Generator]]:
     """Generators of a loader's own, which draw the order of blocks of a file."""
     attributes = {} if loader is None else vars(loader)

@@ -8,6 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
     # name of the phase that a model stands in which was saved before its clusters were there
     phase_: str | None = None
     phases_: list[tuple[str, int]] = []
+    # what another fit of the same kind has to be told
+    fit_options_: dict[str, Any] = {}
     _own_seed: int | None = None
     # whether this fit goes on from clusters that the model has
     _continues = False
@@ -157,6 +160,11 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
             logger=logger,
             callbacks=callbacks,
         )
+        self.fit_options_ = {
+            "batch_size": batch_size,
+            "plan_kwargs": {name: value for name, value in arguments.plan.items() if isinstance(value, str | Real)},
+            "enable_progress_bar": enable_progress_bar,
+        }
         split = self._split(arguments, train_size, validation_size, shuffle_set_split)
         store = None
         if checkpoint_dir is not None:

@@ -2,6 +2,7 @@
 
 from ._cells import all_genes, cell_rows, check_counts_of, check_flags
 from ._checks import check_anndata, check_choice, check_held_out, check_n_clusters, check_obs_keys
+from ._confidence import Confidence
 from ._data import Indices
 from ._docs import shared_docs
 from ._draw import check_draw, draw_codes
@@ -17,6 +18,7 @@ __all__ = [
     "AutoencoderModule",
     "ClusteringModel",
     "ClusteringModule",
+    "Confidence",
     "Indices",
     "ModelPart",
     "all_genes",

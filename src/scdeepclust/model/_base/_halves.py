@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
-from ._module import ClusteringModule
+from scdeepclust.nn import Counts
 
-if TYPE_CHECKING:
-    from sklearn.decomposition import PCA
+from ._module import ClusteringModule
 
 # Ways in which the counts are halved.
 N_HALVINGS = 2
+
+
+class Components(NamedTuple):
+    """Principal components of denoised expression."""
+
+    mean: np.ndarray  # (G,)
+    axes: np.ndarray  # (P, G)
+
+    def transform(self, expression: np.ndarray) -> np.ndarray:
+        """Places (n, P) of denoised expression (n, G)."""
+        return (expression - self.mean) @ self.axes.T
+
+
+class Half(NamedTuple):
+    """Cells of a minibatch by a half of their counts."""
+
+    points: np.ndarray  # places in denoised expression, (B, P)
+    inputs: dict  # of the module's inference, with this half as counts
 
 
 class Halves(NamedTuple):
@@ -26,9 +43,8 @@ class Halves(NamedTuple):
     counts: tuple[csr_matrix, csr_matrix]  # (n, G)
 
 
-@torch.inference_mode()
 def halve(
-    module: ClusteringModule, minibatches: Iterable[dict], pca: PCA, seed: int, *, independent: bool = False
+    module: ClusteringModule, minibatches: Iterable[dict], components: Components, seed: int, *, independent=False
 ) -> Halves:
     """Halve the counts of cells at random, as if they were sequenced twice, and place them by each half.
 
@@ -38,7 +54,7 @@ def halve(
         The module, in evaluation mode.
     minibatches
         The cells, on its device.
-    pca
+    components
         Components of :func:`denoised_components`.
     seed
         Seed of the halves.
@@ -54,17 +70,40 @@ def halve(
     for tensors in minibatches:
         inputs = module._get_inference_input(tensors)
         share = _uneven_shares(module, inputs, rng) if independent else None
-        if inputs["size_factor"] is not None:
-            inputs["size_factor"] = inputs["size_factor"] / 2
-        for i, counts in enumerate(inputs["counts"].halved(generator, share)):
-            z = module.inference(**inputs | {"counts": counts})["z_mean"]
-            points[i].append(pca.transform(module.denoised_expression(z, inputs["covariates"]).cpu().numpy()))
-            entries = [values.cpu().numpy() for values in (counts.value, counts.row, counts.col)]
-            halves[i].append(csr_matrix((entries[0], entries[1:]), shape=(counts.n_cells, counts.n_genes)))
+        for i, half in enumerate(half_points(module, inputs, components, generator, share)):
+            points[i].append(half.points)
+            halves[i].append(csr_of(half.inputs["counts"]))
     first, second = ((np.concatenate(points[i]), vstack(halves[i], format="csr")) for i in (0, 1))
     return Halves(*zip(first, second, strict=True))
 
 
+@torch.inference_mode()
+def half_points(
+    module: ClusteringModule,
+    inputs: dict,
+    components: Components,
+    generator: torch.Generator,
+    share: Tensor | None = None,
+) -> list[Half]:
+    """Both halves of the counts of a minibatch; ``share`` is that of each count which the first may expect."""
+    if inputs["size_factor"] is not None:
+        inputs = inputs | {"size_factor": inputs["size_factor"] / 2}
+    halves = []
+    for counts in inputs["counts"].halved(generator, share):
+        of_half = inputs | {"counts": counts}
+        z = module.inference(**of_half)["z_mean"]
+        expression = module.denoised_expression(z, inputs["covariates"]).cpu().numpy()
+        halves.append(Half(components.transform(expression), of_half))
+    return halves
+
+
+def csr_of(counts: Counts) -> csr_matrix:
+    """Counts of a minibatch as a matrix, (B, G)."""
+    value, row, col = (values.cpu().numpy() for values in (counts.value, counts.row, counts.col))
+    return csr_matrix((value, (row, col)), shape=(counts.n_cells, counts.n_genes))
+
+
+@torch.inference_mode()
 def _uneven_shares(module: ClusteringModule, inputs: dict, rng: np.random.Generator) -> Tensor | None:
     """Share of each non-zero count for the first half, so that negative binomial counts make independent halves.
 

@@ -25,14 +25,14 @@ from scdeepclust.train import (
 
 from ._cells import check_flags
 from ._checks import check_choice, check_init, check_n_clusters, row_blocks
+from ._confidence import Confidence, ConfidenceMixin
 from ._data import Indices
 from ._inherited import InheritedGetters
 from ._query import QueryMappingMixin
 from ._results import check_key, fit_parameters, write_results
-from ._start import StartsMixin
 
 
-class ClusteringModel(StartsMixin, PhasedTrainingMixin, QueryMappingMixin, InheritedGetters, BaseModelClass):
+class ClusteringModel(ConfidenceMixin, PhasedTrainingMixin, QueryMappingMixin, InheritedGetters, BaseModelClass):
     """Base of all models: counts in an AnnData object in, clusters out.
 
     A model sets ``_module_cls`` and writes ``_phases`` and whatever getters are its own. Its module offers
@@ -78,6 +78,7 @@ class ClusteringModel(StartsMixin, PhasedTrainingMixin, QueryMappingMixin, Inher
         )
         self.gene_names_ = np.array([]) if adata is None else adata.var_names.to_numpy().astype(str)
         self.n_active_: int | None = None
+        self.finds_n_clusters_ = n_clusters is None
         self.initial_labels_: np.ndarray | None = None
         self._init = init
         self._n_init = n_init
@@ -146,6 +147,7 @@ class ClusteringModel(StartsMixin, PhasedTrainingMixin, QueryMappingMixin, Inher
         order = np.argsort(-sizes, kind="stable")
         self.n_active_ = int((sizes > 0).sum())
         if not self._keeps_reference_clusters:
+            self.restarts_ = None
             self.module.reorder_clusters(torch.as_tensor(order, device=self.device))
             self._renumber_start("labels", order)
             self._warn_if_degenerate(probabilities)
@@ -159,11 +161,6 @@ class ClusteringModel(StartsMixin, PhasedTrainingMixin, QueryMappingMixin, Inher
                 "clusters, or look at `initial_labels_`.",
                 stacklevel=2,
             )
-
-    @property
-    def _keeps_reference_clusters(self) -> bool:
-        """Whether this model maps a query: its clusters, and their names, are then those of the reference."""
-        return getattr(self, "is_query_", False)
 
     def _probabilities(
         self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
@@ -270,7 +267,9 @@ class ClusteringModel(StartsMixin, PhasedTrainingMixin, QueryMappingMixin, Inher
 
     # -- results into AnnData -----------------------------------------------------------------------------------------
 
-    def write_back(self, adata: AnnData | None = None, key_added: str | None = None) -> None:
+    def write_back(
+        self, adata: AnnData | None = None, key_added: str | None = None, *, confidence: Confidence | None = None
+    ) -> None:
         """Write labels, confidence, embedding, probabilities and the parameters of the fit into ``adata``.
 
         This is the only method that writes into an AnnData object. What an earlier call wrote under the same key is
@@ -283,31 +282,47 @@ class ClusteringModel(StartsMixin, PhasedTrainingMixin, QueryMappingMixin, Inher
         key_added
             Stem of the names; by default the name of the model in lower case. With ``"gmvae"``: ``obs["gmvae"]``,
             ``obs["gmvae_confidence"]``, ``obsm["X_gmvae"]``, ``obsm["gmvae_probabilities"]``, ``uns["gmvae"]``.
+        confidence
+            What the confidence is of: ``"repeat"`` (the probability that an independent repeat gives the same cluster)
+            or ``"posterior"`` (the highest assignment probability), as in :meth:`get_confidence`. By default the
+            first, or with a warning the second where the model has no cells to look for clusters in.
 
         Raises
         ------
         RuntimeError
             If the model is not trained.
+        ValueError
+            If ``confidence="repeat"`` and the model has no cells to look for clusters in, and has not done so before.
         """
         self._check_if_trained(warn=False)
         target = self.adata if adata is None else adata
         if target is None:
             raise ValueError("`adata` is needed: this model was loaded without data.")
         keys = ResultKeys(check_key(key_added, self))
+        if confidence is None and not self._knows_repeats:
+            warnings.warn(
+                f"The confidence is the highest assignment probability: {self._without_repeats()}", stacklevel=2
+            )
+            confidence = "posterior"
+        confidence = confidence or "repeat"
+        check_choice("confidence", confidence, get_args(Confidence))
         # everything is computed before anything is written, so that a failure leaves `adata` as it was
-        results = self._results(self._validate_anndata(adata), keys)
+        cells = self._validate_anndata(adata)
+        results = self._results(cells, keys, self._confidences(cells, confidence=confidence))
+        parameters = next(value for slot, name, value in results if (slot, name) == ("uns", keys.uns))
+        parameters["confidence"] = confidence
         if len(results[0][2]) != target.n_obs:
             raise ValueError(f"`adata` has {target.n_obs} cells, but there are results of {len(results[0][2])}.")
         write_results(target, keys.key, results)
 
-    def _results(self, adata: AnnData, keys: ResultKeys) -> list[tuple[str, str, Any]]:
+    def _results(self, adata: AnnData, keys: ResultKeys, confidences: list[np.ndarray]) -> list[tuple[str, str, Any]]:
         """What :meth:`write_back` writes, as (slot, name, value); a model adds its own."""
         probabilities = self._probabilities(adata)
         names = [str(k) for k in range(self.n_clusters)]
         labels = pd.Categorical.from_codes(probabilities.argmax(axis=1), categories=names)
         return [
             ("obs", keys.labels, labels.remove_unused_categories()),
-            ("obs", keys.confidence, probabilities.max(axis=1)),
+            ("obs", keys.confidence, confidences[0]),
             ("obsm", keys.embedding, self._latent(adata)),
             ("obsm", keys.probabilities, probabilities),
             ("uns", keys.uns, self._parameters()),

@@ -176,6 +176,10 @@ class ClusteringModule(BaseModuleClass):
             continuous=tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
         )
 
+    def log_assignments_of_all(self, inference_outputs: dict, covariates: Covariates) -> list[Tensor]:
+        """Log of the assignment probabilities (B, K) of each clustering that the model has."""
+        return [self.log_assignments(inference_outputs, covariates)]
+
     def log_library(self, counts: Counts, size_factor: Tensor | None) -> Tensor:
         """Log of the expected total count of each cell, (B,): observed, or from its size factor.
 

@@ -59,6 +59,8 @@ class QueryMappingMixin(ArchesMixin):
         check_names("`load_query_data`", kwargs, QUERY_ARGUMENTS)
         reference = reference_model if isinstance(reference_model, cls) else cls.load(reference_model, adata=False)
         reference._check_if_trained(warn=False)
+        if reference._knows_repeats:
+            reference._restarts()  # the query does not have the cells of the reference
         adata_matched = match_genes(adata, reference.gene_names_)
         if adata_matched is not adata:
             warnings.warn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,10 +24,7 @@ from scdeepclust.train import (
 
 from ._checks import check_held_out
 from ._data import CountDataMixin
-from ._halves import N_HALVINGS, Halves, halve
-
-if TYPE_CHECKING:
-    from sklearn.decomposition import PCA
+from ._halves import N_HALVINGS, Components, Halves, halve
 
 # Principal components of denoised expression that start labels are looked for in.
 N_START_COMPONENTS = 20
@@ -38,8 +35,8 @@ MAX_DENSE_ENTRIES = 20_000_000
 
 def denoised_components(
     blocks_of: Callable[[np.ndarray], Iterator[np.ndarray]], cells: np.ndarray, n_genes: int, seed: int
-) -> PCA:
-    """Principal components of denoised expression, fitted.
+) -> Components:
+    """Principal components of denoised expression.
 
     Parameters
     ----------
@@ -60,7 +57,8 @@ def denoised_components(
     n_components = min(N_START_COMPONENTS, n_sample - 1, n_genes)
     with one_thread():
         pca = PCA(n_components, svd_solver="randomized", random_state=seed)
-        return pca.fit(np.concatenate(list(blocks_of(sample))))
+        pca.fit(np.concatenate(list(blocks_of(sample))))
+    return Components(pca.mean_, pca.components_)
 
 
 class StartsMixin(CountDataMixin):
@@ -69,6 +67,7 @@ class StartsMixin(CountDataMixin):
     module: Any
     init_params_: dict
     initial_labels_: Any
+    finds_n_clusters_: bool = False
     _init: Initialiser | Sequence
     _n_init: int
     _seed: int | None
@@ -79,6 +78,11 @@ class StartsMixin(CountDataMixin):
     def _start_seed(self) -> int:
         """Seed of what is looked for once: the same in each process of a distributed fit."""
         return self._seed or 0
+
+    @property
+    def _keeps_reference_clusters(self) -> bool:
+        """Whether this model maps a query: its clusters, and their names, are then those of the reference."""
+        return getattr(self, "is_query_", False)
 
     def _start_labels(self, cells: np.ndarray, points: np.ndarray | None = None) -> np.ndarray:
         """Labels (n,) int64 for the clustering phase to start from, largest cluster first.
@@ -127,22 +131,26 @@ class StartsMixin(CountDataMixin):
         def blocks_of(rows: np.ndarray) -> Iterator[np.ndarray]:
             return (transform(block) for block in self._denoised_blocks(rows))
 
-        pca = denoised_components(blocks_of, cells, self.module.n_input, self._start_seed)
-        return np.concatenate([pca.transform(block) for block in blocks_of(cells)])
+        components = denoised_components(blocks_of, cells, self.module.n_input, self._start_seed)
+        return np.concatenate([components.transform(block) for block in blocks_of(cells)])
 
     def _halves(self, cells: np.ndarray, n_halvings: int = N_HALVINGS, *, independent: bool = False) -> list[Halves]:
         """Cells by each half of their counts, for some ways of halving them (see :func:`halve`)."""
-        pca = denoised_components(self._denoised_blocks, cells, self.module.n_input, self._start_seed)
+        components = denoised_components(self._denoised_blocks, cells, self.module.n_input, self._start_seed)
         self.module.eval()
+        seeds = range(self._start_seed, self._start_seed + n_halvings)
         return [
-            halve(
-                self.module, self._minibatches(indices=cells), pca, self._start_seed + repeat, independent=independent
-            )
-            for repeat in range(n_halvings)
+            halve(self.module, self._minibatches(indices=cells), components, seed, independent=independent)
+            for seed in seeds
         ]
 
-    def _supported_labels(self, cells: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Labels in which clusters are joined that the two halves of the counts do not tell apart."""
+    def _supported_labels(
+        self, cells: np.ndarray, labels: np.ndarray, points: Sequence[tuple[np.ndarray, np.ndarray]] | None = None
+    ) -> np.ndarray:
+        """Labels in which clusters are joined that the two halves of the counts do not tell apart.
+
+        ``points`` are the places of these cells by both halves, for each halving, where the caller has them already.
+        """
         labels = np.unique(labels, return_inverse=True)[1]
         if labels.max() == 0:
             return labels
@@ -150,7 +158,11 @@ class StartsMixin(CountDataMixin):
         if len(cells) > MAX_POINTS:
             rows = np.sort(np.random.default_rng(self._start_seed).choice(len(cells), MAX_POINTS, replace=False))
         in_rows, codes = np.unique(labels[rows], return_inverse=True)
-        linkage = separation_linkage(codes, [halves.points for halves in self._halves(cells[rows])])
+        if points is None:
+            points = [halves.points for halves in self._halves(cells[rows])]
+        else:
+            points = [(first[rows], second[rows]) for first, second in points]
+        linkage = separation_linkage(codes, points)
         group = np.arange(labels.max() + 1) + len(in_rows)  # a cluster with no cell among the rows stays
         group[in_rows] = cut(linkage)
         return np.unique(group[labels], return_inverse=True)[1]

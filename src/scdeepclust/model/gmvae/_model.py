@@ -134,7 +134,6 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
             self._module_cls = ScviGMVAEModule
             module_kwargs["scvi_kwargs"] = scvi_kwargs
         super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, seed=seed)
-        self._finds_n_clusters = n_clusters is None
         self.init_params_ = self._get_init_params(locals())
 
     @classmethod
@@ -238,6 +237,11 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
             Phase("mixture", max_epochs, begin=starts, plan_kwargs={"lr": 5e-4}),
         ]
 
+    def _hand_down(self, refit: GMVAE) -> None:
+        if isinstance(self.module, ScviGMVAEModule):  # networks of scVI stay what they are
+            for part in ("encoder", "z_head", "decoder"):
+                getattr(refit.module, part).load_state_dict(getattr(self.module, part).state_dict())
+
     def _forget_clusters(self, train_indices: np.ndarray) -> None:
         self.module.mixture.set_initialised(False)
 
@@ -256,7 +260,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         self.module.start_labels = None
         super()._end_training(train_indices)
         n_active = self.n_active_ or 0
-        if self._finds_n_clusters and n_active < self.n_clusters:
+        if self.finds_n_clusters_ and n_active < self.n_clusters:
             # clusters are numbered by size, so that the empty ones are the last
             self.module.reorder_clusters(torch.arange(n_active, device=self.device))
             self._renumber_start("labels", np.arange(n_active))
@@ -280,5 +284,5 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
                 "`prior_estimator='exact'`, or keep the weights equal with `learn_weights=False`.",
                 stacklevel=2,
             )
-        elif not self._finds_n_clusters:
+        elif not self.finds_n_clusters_:
             super()._warn_if_degenerate(probabilities)

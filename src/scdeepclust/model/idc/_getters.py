@@ -77,7 +77,7 @@ class GateGetters(ModelPart):
         names = [str(k) for k in range(self.n_clusters)]
         return pd.DataFrame(np.where(gates < OPEN, 0, gates), index=self.gene_names_, columns=names)
 
-    def _results(self, adata: AnnData, keys: ResultKeys) -> list[tuple[str, str, Any]]:
+    def _results(self, adata: AnnData, keys: ResultKeys, confidences: list[np.ndarray]) -> list[tuple[str, str, Any]]:
         gates, global_gates = self.get_gates(adata), self.get_global_gates()
         n_genes = np.diff(gates.indptr)
         genes = all_genes(adata)
@@ -88,7 +88,7 @@ class GateGetters(ModelPart):
             gates.sort_indices()
             global_gates = global_gates.reindex(genes)
         return [
-            *super()._results(adata, keys),
+            *super()._results(adata, keys, confidences),
             ("layers", keys.gates, gates),
             ("obs", keys.n_genes, n_genes),
             ("varm", keys.global_gates, global_gates),

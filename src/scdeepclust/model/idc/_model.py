@@ -191,5 +191,6 @@ class IDC(GateGetters, ClusteringModel):
         self._check_if_trained(warn=False)
         check_n_clusters(n_clusters, self.adata.n_obs)
         with undone_on_failure(self):
+            self.finds_n_clusters_ = n_clusters is None
             self.module.forget_clusters(n_clusters or 0)
             self.train(max_epochs, pretrain_epochs=0, **train_kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,10 +15,12 @@ from scdeepclust._keys import ResultKeys
 from scdeepclust.model._base import (
     TARGET_TOTAL,
     ClusteringModule,
+    Confidence,
     Indices,
     ModelPart,
     all_genes,
     cell_rows,
+    check_choice,
     check_draw,
     draw_codes,
 )
@@ -74,6 +76,43 @@ class FacetGetters(ModelPart):
         tables = [self.get_facet_probabilities(j, cells, rows, batch_size) for j in range(self.n_facets)]
         columns = {f"facet{j}": pd.Categorical(table.idxmax(axis=1), list(table)) for j, table in enumerate(tables)}
         return pd.DataFrame(columns, index=tables[0].index)
+
+    def get_facet_confidence(
+        self,
+        facet: int,
+        adata: AnnData | None = None,
+        indices: Indices = None,
+        batch_size: int | None = None,
+        *,
+        confidence: Confidence = "repeat",
+    ) -> np.ndarray:
+        """How far the cluster of each cell in one facet can be relied on.
+
+        Parameters
+        ----------
+        facet
+            Number of the facet; 0 is the main one.
+        adata, indices, batch_size
+            As in :meth:`predict`.
+        confidence
+            As in :meth:`get_confidence`. Only the clusters of the main facet are looked for again; in the other facets
+            ``"repeat"`` asks how often half of the counts of a cell would put it into its cluster.
+
+        Returns
+        -------
+        Array of shape (n_cells,), float32.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If there is no such facet.
+        """
+        self._check_facet(facet)
+        check_choice("confidence", confidence, get_args(Confidence))
+        cells, rows = self._cells(adata, indices)
+        return self._confidences(cells, rows, batch_size, confidence=confidence)[facet]
 
     def get_facet_probabilities(
         self, facet: int, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
@@ -320,15 +359,15 @@ class FacetGetters(ModelPart):
 
     # -- results into AnnData -----------------------------------------------------------------------------------------
 
-    def _results(self, adata: AnnData, keys: ResultKeys) -> list[tuple[str, str, Any]]:
-        results = super()._results(adata, keys)
+    def _results(self, adata: AnnData, keys: ResultKeys, confidences: list[np.ndarray]) -> list[tuple[str, str, Any]]:
+        results = super()._results(adata, keys, confidences)
         genes = all_genes(adata)
         for j in range(self.n_facets):
             probabilities, facet = self.get_facet_probabilities(j, adata), keys.facet(j)
             labels = pd.Categorical(probabilities.idxmax(axis=1), list(probabilities)).remove_unused_categories()
             results += [
                 ("obs", facet.labels, labels),
-                ("obs", facet.confidence, probabilities.max(axis=1).to_numpy()),
+                ("obs", facet.confidence, confidences[j]),
                 ("obsm", facet.embedding, self.get_facet_representation(j, adata)),
                 ("obsm", facet.probabilities, probabilities.to_numpy()),
                 # genes the model has not seen have no loadings

@@ -208,6 +208,12 @@ class MFCVAE(FacetGetters, ClusteringModel):
             self._guide(j, cells, codes)
         self._keep_n_facet_clusters()
 
+    def _arguments_of_refit(self, cells: np.ndarray) -> dict[str, Any]:
+        arguments = super()._arguments_of_refit(cells)
+        # a facet that stayed closed may be found
+        numbers = [n if n > 1 else None for n in arguments["n_facet_clusters"] or ()]
+        return arguments | {"n_facet_clusters": numbers or None}
+
     def _guide(self, j: int, cells: np.ndarray, groups: torch.Tensor) -> None:
         """Let facet j keep to its start groups, one for each of these cells, until training ends."""
         self.module.guides[j] = self._keep_start(_start_of(j), cells, groups.cpu().numpy())

@@ -166,6 +166,10 @@ class MFCVAEModule(ClusteringModule):
         """Log of the component posterior of the main facet, (B, K)."""
         return self.log_responsibilities(inference_outputs, 0)
 
+    def log_assignments_of_all(self, inference_outputs: dict, covariates: Covariates) -> list[Tensor]:
+        """Log of the component posterior of each facet, (B, K_j)."""
+        return [self.log_responsibilities(inference_outputs, j) for j in range(self.n_facets)]
+
     # -- evidence lower bound -----------------------------------------------------------------------------------------
 
     def loss(

@@ -177,8 +177,8 @@ class MapGetters(ModelPart):
             "dead_nodes": float((hits == 0).float().mean()),
         }
 
-    def _results(self, adata: AnnData, keys: ResultKeys) -> list[tuple[str, str, Any]]:
-        results = super()._results(adata, keys)
+    def _results(self, adata: AnnData, keys: ResultKeys, confidences: list[np.ndarray]) -> list[tuple[str, str, Any]]:
+        results = super()._results(adata, keys, confidences)
         nodes, node_map = self.get_nodes(adata), self.get_som_map(adata)
         # `adata` may have genes that the model was not trained on
         profiles = self.get_node_profiles().reindex(all_genes(adata).astype(str)).to_numpy(dtype=np.float32)
