@@ -33,6 +33,8 @@ def fitted(name: str, adata, n_clusters: int | None, **kwargs):
     model_class = getattr(sdc.model, name)
     model_class.setup_anndata(adata, batch_key="batch" if "batch" in adata.obs else None)
     options = {"n_facets": 1} if name == "MFCVAE" else {}
+    if "alpha" in kwargs:
+        options["alpha"] = kwargs.pop("alpha")
     model = model_class(adata, n_clusters, n_latent=8, **options)
     model.train(**{"pretrain_epochs": 100, "max_epochs": 5} | QUIET | kwargs)
     return model
@@ -79,6 +81,61 @@ def test_a_type_that_was_cut_in_two_is_seen_as_one(adata):
     groups = tree.cut()
     assert groups[str(largest)] == groups["9"]
     assert len(set(groups.values())) == 4
+
+
+def test_the_level_is_an_argument(adata):
+    tree = sdc.tl.cluster_tree(fitted("SCDeepCluster", adata, 4))
+    weakest = tree.splits["p"].max()
+    assert 0 <= weakest < 1e-4
+    assert len(set(tree.cut(0.05).values())) == 4
+    assert len(set(tree.cut(0.05, separation=tree.splits["separation"].max() + 1).values())) == 1
+    sdc.model.GMVAE.setup_anndata(adata)
+    for alpha in (0, 1, "0.1", True):
+        with pytest.raises(ValueError, match="`alpha` must be above 0 and below 1"):
+            sdc.model.GMVAE(adata, alpha=alpha)
+    # at a level that nothing passes all is one
+    assert fitted("GMVAE", adata, None, alpha=1e-320).n_clusters == 1
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
+def test_merged_clusters_are_one_in_all_that_the_model_says(system, adata, tmp_path):
+    model = fitted(system.name, adata, 4)
+    before, key = model.predict(), system.key
+    model.write_back(confidence="posterior")
+    adata.uns[f"{key}_colors"] = ["red", "green", "blue", "black"]
+    sizes = np.bincount(before.astype(int))
+    model.merge_clusters({"1": "a", "3": "a"}, max_epochs=3, **QUIET)
+    after = model.predict()
+    merged = np.where(np.isin(before, ["1", "3"]), "m", before)
+    assert adjusted_rand_score(merged, after) > 0.97
+    assert model.n_clusters == model.predict(soft=True).shape[1] == 3
+    assert (np.diff(np.bincount(after.astype(int))) <= 0).all()
+    model.write_back(confidence="posterior")
+    # a cluster has the colour of the largest of those that it is made of
+    colors = dict(zip(adata.obs[key].cat.categories, adata.uns[f"{key}_colors"], strict=True))
+    of_merged = after[np.isin(before, ["1", "3"])][0]
+    assert colors[of_merged] == ["red", "green", "blue", "black"][1 if sizes[1] >= sizes[3] else 3]
+    if system.name == "IDC":
+        assert adata.varm["idc_global_gates"].shape[1] == 3
+    model.save(tmp_path, save_anndata=False)
+    assert (type(model).load(tmp_path, adata=adata).predict() == after).all()
+    with pytest.raises(ValueError, match="`groups` must map clusters"):
+        model.merge_clusters({"7": "a"})
+    with pytest.raises(ValueError, match="merges nothing"):
+        model.merge_clusters({"0": "a"})
+    model.merge_clusters({"0": "a", "1": "a", "2": "a"}, max_epochs=1, **QUIET)
+    assert set(model.predict()) == {"0"}
+
+
+def test_what_fails_in_a_merge_leaves_the_model_as_it_was(adata, monkeypatch):
+    model = fitted("GMVAE", adata, 4)
+    before = model.predict(soft=True)
+    monkeypatch.setattr(type(model), "_end_training", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.merge_clusters({"0": "a", "1": "a"}, max_epochs=1, **QUIET)
+    monkeypatch.undo()
+    assert model.predict(soft=True).equals(before)
+    assert model._given_start is None
 
 
 def test_the_table_says_what_the_tree_is(adata):

@@ -20,7 +20,6 @@ MAX_ANNOTATED = 12
 def cluster_tree(
     tree: ClusterTree,
     *,
-    floor: float = 3.5,
     n_genes: int = 2,
     ax: Axes | None = None,
     show: bool | None = None,
@@ -28,12 +27,12 @@ def cluster_tree(
 ) -> Axes:
     """Tree of clusters with the evidence for each split: how far its sides are apart in unused counts.
 
+    Splits without evidence, which one population explains, are grey and dashed.
+
     Parameters
     ----------
     tree
         Result of :func:`scdeepclust.tl.cluster_tree`.
-    floor
-        Separation below which a split is no evidence of two groups; drawn as a line, with the splits below it grey.
     n_genes
         Genes written beside a split that stands, for each side.
     ax
@@ -57,6 +56,7 @@ def cluster_tree(
     ...         "n_left": [50, 90],
     ...         "n_right": [40, 30],
     ...         "separation": [2.0, 9.0],
+    ...         "p": [1.0, 1e-9],
     ...         "stands": [False, True],
     ...         "repeats": [0.7, 1.0],
     ...         "left_genes": ["", "CD3D (2.1)"],
@@ -81,22 +81,25 @@ def cluster_tree(
     annotated = set(tree.splits.index[tree.splits["stands"]][::-1][:MAX_ANNOTATED])
     for row, (a, b, apart, _) in enumerate(tree.linkage):
         a, b, node = int(a), int(b), len(names) + row
-        color = PALETTE[0] if apart >= floor else "0.65"
+        line = {"color": PALETTE[0]} if tree.splits["stands"].iloc[row] else {"color": "0.65", "linestyle": (0, (3, 2))}
         low, high = sorted((where[a], where[b]))
-        ax.plot([height[a], apart, apart, height[b]], [where[a], where[a], where[b], where[b]], color=color, lw=1.5)
+        ax.plot([height[a], apart, apart, height[b]], [where[a], where[a], where[b], where[b]], lw=1.5, **line)
         where[node], height[node] = (low + high) / 2, apart
         if row in annotated:
             _annotate(ax, tree.splits.iloc[row], apart, (where[a], where[b]), n_genes)
-    ax.axvline(floor, color=PALETTE[1], lw=1, ls="--")
-    ax.annotate("up to here one population cut in two", (floor, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
-                textcoords="offset points", ha="center", va="bottom", fontsize="x-small",
-                color=PALETTE[1])  # fmt: skip
     ax.set_yticks([where[k] for k in range(len(names))])
     ax.set_yticklabels([f"{name}  ({size:,})" for name, size in zip(names, sizes, strict=True)])
     ax.set(
         xlabel="separation in unused counts (sd)", ylabel="cluster (cells)", xlim=(0, 1.35 * tree.linkage[:, 2].max())
     )
     ax.set_xscale("function", functions=(np.sqrt, np.square))  # the splits that matter are the small ones
+    if not tree.splits["stands"].all():
+        from matplotlib.lines import Line2D
+
+        lines = [Line2D([], [], color=PALETTE[0]), Line2D([], [], color="0.65", linestyle=(0, (3, 2)))]
+        ax.legend(lines, ["split with evidence", "explained by one population"], loc="upper center",
+                  bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize="x-small")  # fmt: skip
+        ax.set_ylim(-2, 10 * len(names) + 6)
     ax.spines[["top", "right"]].set_visible(False)
     return finish(ax, show, save)
 

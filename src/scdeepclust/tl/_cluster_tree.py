@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from scdeepclust.model._base._halves import Halves
 
 
+# Splits with at most this p stand.
+LEVEL = 0.05
+
+
 @dataclass(frozen=True)
 class ClusterTree:
     """Clusters joined pair by pair, with the evidence for each split.
@@ -34,8 +38,9 @@ class ClusterTree:
     Examples
     --------
     >>> import numpy as np, pandas as pd, scdeepclust as sdc
-    >>> tree = sdc.tl.ClusterTree(pd.DataFrame(), np.array([[0, 1, 2.0, 2], [2, 3, 9.0, 3]]), ["0", "1", "2"])
-    >>> tree.cut(floor=3)
+    >>> splits = pd.DataFrame({"separation": [2.0, 9.0], "p": [1.0, 1e-9]})
+    >>> tree = sdc.tl.ClusterTree(splits, np.array([[0, 1, 2.0, 2], [2, 3, 9.0, 3]]), ["0", "1", "2"])
+    >>> tree.cut()
     {'0': '0', '1': '0', '2': '1'}
     >>> tree.to_uns()["categories_ordered"]
     ['2', '0', '1']
@@ -45,22 +50,26 @@ class ClusterTree:
     linkage: np.ndarray
     clusters: list[str]
 
-    def cut(self, floor: float = 3.5) -> dict[str, str]:
-        """Which clusters are joined when all that is less apart than ``floor`` is one.
+    def cut(self, alpha: float = 0.05, *, separation: float = 0.0) -> dict[str, str]:
+        """Which clusters are joined when only splits with evidence stay.
 
         Parameters
         ----------
-        floor
-            Separation below which groups are joined.
+        alpha
+            Largest p of a split that stays; so do those above it.
+        separation
+            Least separation of a split that stays, for example to see broad types.
 
         Returns
         -------
-        New name of each cluster, ``"0"``, ``"1"``, ... by the first of its clusters, for example for
-        ``adata.obs["gmvae"].map(tree.cut(5))``.
+        New name of each cluster, ``"0"``, ``"1"``, ... by the first of its clusters, for
+        ``model.merge_clusters(tree.cut())`` or ``adata.obs["gmvae"].map(tree.cut(separation=5))``.
         """
-        from scdeepclust.train import cut
+        from scdeepclust.train import cut, least_p_below
 
-        return {name: str(group) for name, group in zip(self.clusters, cut(self.linkage, floor), strict=True)}
+        p = self.splits["p"].where(self.splits["separation"] >= separation, np.inf)
+        groups = cut(self.linkage, least_p_below(self.linkage, p.to_numpy()) > alpha)
+        return {name: str(group) for name, group in zip(self.clusters, groups, strict=True)}
 
     def write(self, adata: AnnData, key: str) -> None:
         """Keep the tree with the results ``key``, where ``tl.report`` and scanpy's dendrograms find it.
@@ -120,9 +129,12 @@ def cluster_tree(model: ClusteringModel, *, n_genes: int = 5, n_halvings: int = 
     :class:`ClusterTree`, whose ``splits`` has one row a split:
 
     - ``left``, ``right``: clusters on either side, joined by ``+``; ``n_left``, ``n_right``: their cells.
-    - ``separation``: distance of the sides in standard deviations, measured on unused counts. One population cut in
-      two has at most 2.7 (Gaussian) to 3.5 (uniform).
-    - ``stands``: whether the split, or one below it, has at least 3.5, as ``n_clusters=None`` asks for.
+    - ``separation``: distance of the sides in standard deviations, measured on unused counts. Of many cells, one
+      population cut in two has at most 2.7 (Gaussian) to 3.5 (uniform).
+    - ``p``: how well one population explains the separation, corrected for the number of splits. Cells are drawn with
+      the covariance of these, uniformly along the split. The sides have to be clearly further apart than theirs, and
+      the middle between them clearly emptier.
+    - ``stands``: whether the split, or one below it, has a p of at most .05, as ``n_clusters=None`` asks for.
     - ``repeats``: share of the cells that both halves of their counts put on the same side.
     - ``left_genes``, ``right_genes``: genes that are higher on that side in unused counts, the surest first, with the
       log2 fold change in brackets; empty if none has a false discovery rate below .05.
@@ -138,8 +150,8 @@ def cluster_tree(model: ClusteringModel, *, n_genes: int = 5, n_halvings: int = 
     Notes
     -----
     Separations come from halves as two sequencings of a cell would give them, which share its own expression; genes are
-    tested in the independent halves of :func:`rank_genes`. The networks were trained on the whole counts: separations
-    are for comparing and for a floor, not for a test.
+    tested in the independent halves of :func:`rank_genes`. The networks were trained on the whole counts, which no
+    theorem covers: how often single populations are split at a level is measured, see the benchmarks.
 
     Examples
     --------
@@ -152,7 +164,7 @@ def cluster_tree(model: ClusteringModel, *, n_genes: int = 5, n_halvings: int = 
     >>> len(tree.splits), tree.linkage.shape
     (2, (2, 4))
     """
-    from scdeepclust.train import FLOOR, members, separation_linkage
+    from scdeepclust.train import least_p_below, members, separation_linkage, split_p_values
 
     with_data(model)
     names, labels = np.unique(model.predict().astype(int), return_inverse=True)
@@ -179,7 +191,9 @@ def cluster_tree(model: ClusteringModel, *, n_genes: int = 5, n_halvings: int = 
             row["batches"] = len(set(batch[inside][side]) & set(batch[inside][~side])) / len(set(batch[inside]))
         rows.append(row)
     splits = pd.DataFrame(rows)
-    splits.insert(5, "stands", linkage[:, 2] >= FLOOR)
+    p = split_p_values(labels[cells], linkage, points, model._start_seed)
+    splits.insert(5, "p", p)
+    splits.insert(6, "stands", least_p_below(linkage, p) <= LEVEL)
     return ClusterTree(splits, linkage, [str(name) for name in names])
 
 
@@ -194,7 +208,7 @@ def _evidence(
     """Separation, repeats and genes of one split of the cells ``inside``."""
     from scipy.stats import false_discovery_control
 
-    from scdeepclust.train import mean_separation, sides
+    from scdeepclust.train import mean_gap, sides
 
     repeats = []
     for halves in halvings:
@@ -210,5 +224,5 @@ def _evidence(
         name: ", ".join(f"{gene} ({abs(change):.1f})" for gene, change in chosen["change"].head(n_genes).items())
         for name, chosen in (("left_genes", table[table.change < 0]), ("right_genes", table[table.change > 0]))
     }
-    apart = mean_separation(halvings, inside, side)
+    apart = mean_gap(halvings, inside, side).separation
     return {"separation": apart, "repeats": float(np.mean(repeats))} | named

@@ -17,16 +17,23 @@ from ._init import (
     nearest,
     sample_points,
 )
-from ._n_clusters import count_table
 from ._phase import Phase, epochs_for_steps, split_cells
 from ._phases import PhasedTrainingMixin
 from ._plan import ClusteringPlan, NonFiniteLossError
 from ._repeats import matched, repeat_intercept, repeat_probability
 from ._threads import keep_threads, one_thread
-from ._tree import FLOOR, cut, mean_separation, members, separation, separation_linkage, sides
+from ._tree import (
+    cut,
+    gap,
+    least_p_below,
+    mean_gap,
+    members,
+    separation_linkage,
+    sides,
+    split_p_values,
+)
 
 __all__ = [
-    "FLOOR",
     "MAX_POINTS",
     "BlockShuffleLoader",
     "ClusteringPlan",
@@ -43,18 +50,19 @@ __all__ = [
     "PhasedTrainingMixin",
     "RefreshTargets",
     "check_names",
-    "count_table",
     "cut",
     "digest",
     "epochs_for_steps",
+    "gap",
     "given_labels",
     "initial_labels",
     "is_collection",
     "keep_threads",
     "kept_random_states",
     "kmeans_labels",
+    "least_p_below",
     "leiden_labels",
-    "mean_separation",
+    "mean_gap",
     "means_and_sizes",
     "matched",
     "members",
@@ -65,10 +73,10 @@ __all__ = [
     "repeat_intercept",
     "repeat_probability",
     "sample_points",
-    "separation",
     "separation_linkage",
     "sides",
     "split_cells",
+    "split_p_values",
     "to_device",
     "undone_on_failure",
 ]

@@ -52,6 +52,8 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
     _own_seed: int | None = None
     # whether this fit goes on from clusters that the model has
     _continues = False
+    # label of each cell (n,) that this fit starts its clusters from, whatever the model had before
+    _given_start: np.ndarray | None = None
     # private attributes that a phase needs and `begin` made
     _made_by_begin: tuple[str, ...] = ()
 
@@ -217,7 +219,8 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
         if state is not None and state["finished"]:
             self._take_finished(state)
             return
-        start = state["start"] if state else {"phase": self.phase_, "continues": not self.phase_ and self._has_clusters}
+        continues = not self.phase_ and self._has_clusters and self._given_start is None
+        start = state["start"] if state else {"phase": self.phase_, "continues": continues}
         phases = self._begin_fit(start, lengths, split, arguments.batch_size)
         first, inside = 0, None
         if state is not None:

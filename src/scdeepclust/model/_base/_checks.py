@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Number
+from numbers import Integral, Number, Real
 from typing import Any, get_args
 
 import numpy as np
@@ -207,6 +207,12 @@ def check_n_clusters(n_clusters: int | None, n_obs: int, argument: str = "n_clus
             f"`{argument}` must be a whole number between 2 and the number of cells ({n_obs}), or None to find it "
             f"from the data (which may find one); found {n_clusters!r}."
         )
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise a ValueError unless this is a number above 0 and below 1."""
+    if not isinstance(alpha, Real) or isinstance(alpha, bool) or not 0 < alpha < 1:
+        raise ValueError(f"`alpha` must be above 0 and below 1; found {alpha!r}.")
 
 
 def check_held_out(argument: str, labels: pd.Series, train_indices: np.ndarray) -> None:

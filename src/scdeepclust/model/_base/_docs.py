@@ -15,7 +15,7 @@ adata
     "n_clusters": """\
 n_clusters
     Number of clusters. None finds it: of the communities that Leiden finds in the denoised expression of the pretrained
-    model, those are joined that are less apart in unused counts than one population cut in two can be
+    model, those are joined that counts which did not make them do not tell from one population, at level ``alpha``
     (:func:`scdeepclust.tl.cluster_tree`). It may find one.""",
     "init": """\
 init
@@ -36,6 +36,10 @@ encode_covariates
     "n_init": """\
 n_init
     Restarts of each k-means.""",
+    "alpha": """\
+alpha
+    Level of the evidence for each split where the number of clusters is to be found: about the share of single
+    populations that are split.""",
     "registry": """\
 seed
     Seed of weights, training, split and start labels; by default ``scvi.settings.seed``.

@@ -14,6 +14,9 @@ from scdeepclust.model._systems import written_by
 
 Result = tuple[str, str, Any]  # slot, name, value
 
+# Clusters are merged into others if this share of the cells of each are in the same one.
+MERGED = 0.9
+
 
 def check_key(key: Any, model: BaseModelClass) -> str:
     """The key of results; its default is the name of the model.
@@ -67,7 +70,10 @@ def _patterns(adata: AnnData, key: str) -> list:
 
 
 def _keep_colors(adata: AnnData, name: str, new: Any) -> None:
-    """Colours that plots chose for the categories of a column: those of categories that are still there."""
+    """Colours that plots chose for the categories of a column: those of categories that are still there.
+
+    Where clusters were merged, a cluster has the colour of the largest of those that it is made of.
+    """
     old, colors = adata.obs[name], adata.uns.get(f"{name}_colors")
     if colors is None or not isinstance(old.dtype, pd.CategoricalDtype):
         return
@@ -75,6 +81,12 @@ def _keep_colors(adata: AnnData, name: str, new: Any) -> None:
     after = list(new.categories) if isinstance(new, pd.Categorical) else None
     if after == before:
         return
+    if after is not None and len(colors) >= len(before) and len(after) < len(before):
+        shared = pd.crosstab(old.cat.codes.to_numpy(), new.codes)
+        # nearly all cells of each cluster are together in one
+        if (shared.max(axis=1) >= MERGED * shared.sum(axis=1)).all() and len(shared.columns) == len(after):
+            adata.uns[f"{name}_colors"] = [colors[row] for row in shared.idxmax()]
+            return
     if after is None or len(colors) < len(before) or not set(after) <= set(before):
         del adata.uns[f"{name}_colors"]
     else:

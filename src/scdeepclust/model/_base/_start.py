@@ -18,8 +18,10 @@ from scdeepclust.train import (
     digest,
     given_labels,
     initial_labels,
+    least_p_below,
     one_thread,
     separation_linkage,
+    split_p_values,
 )
 
 from ._checks import check_held_out
@@ -68,8 +70,10 @@ class StartsMixin(CountDataMixin):
     init_params_: dict
     initial_labels_: Any
     finds_n_clusters_: bool = False
+    _given_start: np.ndarray | None
     _init: Initialiser | Sequence
     _n_init: int
+    _alpha: float
     _seed: int | None
     starts_: dict[str, np.ndarray] = {}
     start_cells_: str | None = None
@@ -90,7 +94,9 @@ class StartsMixin(CountDataMixin):
         ``points`` are the start points of these cells where the caller has them already.
         """
         n_clusters = self.module.n_clusters or None
-        if isinstance(self._init, str):
+        if self._given_start is not None:
+            labels = np.unique(self._given_start[cells], return_inverse=True)[1]
+        elif isinstance(self._init, str):
             points = self._start_points(cells) if points is None else points
             labels = initial_labels(points, self._init, n_clusters, n_init=self._n_init, seed=self._start_seed)
             if n_clusters is None:
@@ -147,7 +153,7 @@ class StartsMixin(CountDataMixin):
     def _supported_labels(
         self, cells: np.ndarray, labels: np.ndarray, points: Sequence[tuple[np.ndarray, np.ndarray]] | None = None
     ) -> np.ndarray:
-        """Labels in which clusters are joined that the two halves of the counts do not tell apart.
+        """Labels in which clusters are joined that the halves of the counts do not tell from one population.
 
         ``points`` are the places of these cells by both halves, for each halving, where the caller has them already.
         """
@@ -163,8 +169,9 @@ class StartsMixin(CountDataMixin):
         else:
             points = [(first[rows], second[rows]) for first, second in points]
         linkage = separation_linkage(codes, points)
+        p = least_p_below(linkage, split_p_values(codes, linkage, points, self._start_seed))
         group = np.arange(labels.max() + 1) + len(in_rows)  # a cluster with no cell among the rows stays
-        group[in_rows] = cut(linkage)
+        group[in_rows] = cut(linkage, p > self._alpha)
         return np.unique(group[labels], return_inverse=True)[1]
 
     @torch.inference_mode()

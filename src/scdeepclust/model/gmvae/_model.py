@@ -63,6 +63,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         Standard deviation of the noise added to the standardised input before the clusters start.
     %(encode_covariates)s
     %(n_init)s
+    %(alpha)s
     scvi_kwargs
         Arguments of the scVI model whose networks this one has; set by :meth:`from_scvi_model`.
     %(registry)s
@@ -105,6 +106,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         input_noise: float = 2.0,
         encode_covariates: bool = False,
         n_init: int = 3,
+        alpha: float = 0.05,
         scvi_kwargs: dict[str, Any] | None = None,
         seed: int | None = None,
         extra_payload_autotune: bool = False,
@@ -133,7 +135,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         if scvi_kwargs is not None:
             self._module_cls = ScviGMVAEModule
             module_kwargs["scvi_kwargs"] = scvi_kwargs
-        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, seed=seed)
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, alpha=alpha, seed=seed)
         self.init_params_ = self._get_init_params(locals())
 
     @classmethod
@@ -149,6 +151,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         learn_weights: bool = True,
         anchor: float = 0.9,
         n_init: int = 3,
+        alpha: float = 0.05,
         seed: int | None = None,
     ) -> GMVAE:
         """Clusters on top of a trained scVI model: its networks are taken over as they are, the mixture is fitted.
@@ -157,7 +160,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         ----------
         scvi_model
             A trained :class:`scvi.model.SCVI` with its data. It stays as it is.
-        n_clusters, init, n_w, prior_estimator, shared_variance, learn_weights, anchor, n_init, seed
+        n_clusters, init, n_w, prior_estimator, shared_variance, learn_weights, anchor, n_init, alpha, seed
             As in the class.
 
         Returns
@@ -206,6 +209,7 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
             input_noise=0.0,
             encode_covariates=module.encode_covariates,
             n_init=n_init,
+            alpha=alpha,
             seed=seed,
             scvi_kwargs=scvi_kwargs,
         )

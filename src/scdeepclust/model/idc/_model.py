@@ -49,6 +49,7 @@ class IDC(GateGetters, ClusteringModel):
     encode_covariates
         Whether batch and covariates enter the encoder too, besides the decoder. The gates never see them.
     %(n_init)s
+    %(alpha)s
 
     Examples
     --------
@@ -85,6 +86,7 @@ class IDC(GateGetters, ClusteringModel):
         rate_weight: float = 1.0,
         encode_covariates: bool = True,
         n_init: int = 3,
+        alpha: float = 0.05,
         seed: int | None = None,
         extra_payload_autotune: bool = False,
         registry: dict | None = None,
@@ -109,7 +111,7 @@ class IDC(GateGetters, ClusteringModel):
             "encode_covariates": encode_covariates,
         }
         init = init if clusterer == "mcr2" else clusterer
-        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, seed=seed)
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, alpha=alpha, seed=seed)
         self._clusterer = clusterer
         self.init_params_ = self._get_init_params(locals())
 

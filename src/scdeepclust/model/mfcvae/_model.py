@@ -71,6 +71,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
         curved in the latent space, such as communities of a neighbour graph, need some (10).
     %(encode_covariates)s
     %(n_init)s
+    %(alpha)s
 
     Examples
     --------
@@ -109,6 +110,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
         anchor: float = 0.0,
         encode_covariates: bool = False,
         n_init: int = 3,
+        alpha: float = 0.05,
         seed: int | None = None,
         extra_payload_autotune: bool = False,
         registry: dict | None = None,
@@ -128,7 +130,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
             "anchor": anchor,
             "encode_covariates": encode_covariates,
         }
-        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, seed=seed)
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, alpha=alpha, seed=seed)
         self._guides = _one_per_facet("guides", guides, n_facets, None)
         if adata is not None and registry is None:
             for column in filter(None, self._guides):

@@ -175,6 +175,7 @@ class SCDeepCluster(ClusteringModel):
         needs no matrix of cells x clusters.
     %(encode_covariates)s
     %(n_init)s
+    %(alpha)s
     tol
         The clustering phase stops when a smaller share of the labels changes in an epoch.
 
@@ -213,6 +214,7 @@ class SCDeepCluster(ClusteringModel):
         targets: Literal["stored", "streaming"] = "stored",
         encode_covariates: bool = True,
         n_init: int = 3,
+        alpha: float = 0.05,
         tol: float = 1e-3,
         seed: int | None = None,
         extra_payload_autotune: bool = False,
@@ -232,7 +234,7 @@ class SCDeepCluster(ClusteringModel):
             "anchor": anchor,
             "encode_covariates": encode_covariates,
         }
-        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, seed=seed)
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, alpha=alpha, seed=seed)
         self._tol = tol
         self._stores_targets = targets == "stored"
         self.init_params_ = self._get_init_params(locals())

@@ -235,6 +235,7 @@ class SOMVAE(TransitionGetters, MapGetters, ClusteringModel):
         Whether batch and covariates enter the encoder too, besides the decoder. Nodes are then cell states rather than
         batches.
     %(n_init)s
+    %(alpha)s
 
     Examples
     --------
@@ -272,6 +273,7 @@ class SOMVAE(TransitionGetters, MapGetters, ClusteringModel):
         smoothness_weight: float = 0.03,
         encode_covariates: bool = True,
         n_init: int = 3,
+        alpha: float = 0.05,
         seed: int | None = None,
         extra_payload_autotune: bool = False,
         registry: dict | None = None,
@@ -291,7 +293,7 @@ class SOMVAE(TransitionGetters, MapGetters, ClusteringModel):
             "encode_covariates": encode_covariates,
             "grid": grid or (0, 0),
         }
-        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, seed=seed)
+        super().__init__(adata, n_clusters, module_kwargs, registry, init=init, n_init=n_init, alpha=alpha, seed=seed)
         self.transition_counts_: np.ndarray | None = None
         self.init_params_ = self._get_init_params(locals())
 
