@@ -34,7 +34,7 @@ EFFECTS = (0.25, 0.5, 1.0, 1.5, 2.0)  # natural log fold changes
 N_MARKERS = 30
 RARE = 0.01
 
-# Single populations of real sets: cell lines, sorted cells, and the largest types of sets whose labels are not Leiden's.
+# Single populations of real sets: cell lines, sorted cells, and the largest types of sets not labelled by Leiden.
 REAL = {
     "sc_mixology_cellines": 5,
     "zheng_sorted_500": 3,
@@ -145,7 +145,9 @@ def write_page(rows: pd.DataFrame) -> None:
     table = rows[rows.kind == "real"]
     if len(table):
         wide = table.pivot_table(index=["name", "cells", "batches"], columns="model", values="n_clusters")
-        body = [[*map(str, index), *(f"{v:g}" for v in row)] for index, row in zip(wide.index, wide.to_numpy())]
+        body = [
+            [*map(str, index), *(f"{v:g}" for v in row)] for index, row in zip(wide.index, wide.to_numpy(), strict=True)
+        ]
         parts += ["## Clusters in real single populations", markdown([[*wide.index.names, *wide], *body])]
     REPORT.write("One population", __doc__.split("\n\n")[1], *parts, rows=rows)
 

@@ -20,8 +20,13 @@ class ResultKeys(NamedTuple):
 
     @property
     def confidence(self) -> str:
-        """``obs``: highest assignment probability of a cell."""
+        """``obs``: probability that an independent repeat gives the same cluster."""
         return f"{self.key}_confidence"
+
+    @property
+    def novelty(self) -> str:
+        """``obs``: share of the cells of the fit that fit their cluster better (cells that were not of the fit)."""
+        return f"{self.key}_novelty"
 
     @property
     def embedding(self) -> str:

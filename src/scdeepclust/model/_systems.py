@@ -66,7 +66,8 @@ class System:
 
 COMMON = (
     Written("obs", "{key}", 'cluster of each cell, `"0"` is the largest'),
-    Written("obs", "{key}_confidence", "highest assignment probability of the cell"),
+    Written("obs", "{key}_confidence", "probability that an independent repeat gives the same cluster"),
+    Written("obs", "{key}_novelty", "new cells only: share of the cells of the fit that fit their cluster better"),
     Written("obsm", "X_{key}", "latent embedding"),
     Written("obsm", "{key}_probabilities", "assignment probabilities, cells x clusters"),
     Written("uns", "{key}", "parameters, seed, versions and scalars of the fit"),
@@ -111,7 +112,7 @@ SYSTEMS = (
         gives="several clusterings of the same cells, such as type and treatment, each with its genes",
         writes=(
             Written("obs", "{key}_facet0", "clusters of a facet; `facet0` repeats the main clusters"),
-            Written("obs", "{key}_facet0_confidence", "highest assignment probability in the facet"),
+            Written("obs", "{key}_facet0_confidence", "the same for the facet"),
             Written("obsm", "X_{key}_facet0", "embedding of the facet"),
             Written("obsm", "{key}_facet0_probabilities", "assignment probabilities of the facet"),
             Written("varm", "{key}_facet0_loadings", "log-fold changes of the clusters of the facet"),

@@ -6,6 +6,7 @@ whose ``figure`` is the figure. With ``save`` a drawing is also written to a fil
 
 from __future__ import annotations
 
+from scdeepclust.pl._batches import batches
 from scdeepclust.pl._benchmark import benchmark_table
 from scdeepclust.pl._cluster_tree import cluster_tree
 from scdeepclust.pl._clusters import cluster_sizes
@@ -18,6 +19,7 @@ from scdeepclust.pl._reliability import reliability
 from scdeepclust.pl._som import som, transitions
 
 __all__ = [
+    "batches",
     "benchmark_table",
     "cell_gates",
     "cluster_sizes",

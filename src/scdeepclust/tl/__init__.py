@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scdeepclust.tl._batches import check_batches
 from scdeepclust.tl._cluster_tree import ClusterTree, cluster_tree
 from scdeepclust.tl._compare import compare
 from scdeepclust.tl._comparison import Comparison, read_comparison
@@ -22,6 +23,7 @@ __all__ = [
     "Comparison",
     "ConfidenceCheck",
     "benchmark_integration",
+    "check_batches",
     "check_confidence",
     "cluster_tree",
     "compare",

@@ -17,6 +17,7 @@ from ._init import (
     nearest,
     sample_points,
 )
+from ._novelty import Profiles, cluster_profiles, misfit, novelty
 from ._phase import Phase, epochs_for_steps, split_cells
 from ._phases import PhasedTrainingMixin
 from ._plan import ClusteringPlan, NonFiniteLossError
@@ -48,8 +49,10 @@ __all__ = [
     "Phase",
     "PhaseProgressBar",
     "PhasedTrainingMixin",
+    "Profiles",
     "RefreshTargets",
     "check_names",
+    "cluster_profiles",
     "cut",
     "digest",
     "epochs_for_steps",
@@ -62,13 +65,15 @@ __all__ = [
     "kmeans_labels",
     "least_p_below",
     "leiden_labels",
+    "matched",
     "mean_gap",
     "means_and_sizes",
-    "matched",
     "members",
     "merge_costs",
+    "misfit",
     "n_communities",
     "nearest",
+    "novelty",
     "one_thread",
     "repeat_intercept",
     "repeat_probability",

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 # Cells that are drawn as one population are uniform along the split, which is as far apart as sides get without a gap
-# between them. Real populations are curved, and the networks were trained on the same cells: the sides of a split have to
-# be this many times as far apart, and the middle between them at most this many times as full. On labelled sets more or
-# less of either changes the labels little, on single populations it decides.
+# between them. Real populations are curved, and the networks were trained on the same cells: the sides of a split have
+# to be this many times as far apart, and the middle between them at most this many times as full. On labelled sets
+# other values change the labels little, on single populations they decide.
 FURTHER, EMPTIER = 1.1, 0.6
 
 # Draws of one population, and the cells of each at most.
@@ -174,8 +174,8 @@ def split_p_values(labels: np.ndarray, linkage: np.ndarray, halves: Halves, seed
 
     Returns
     -------
-    The larger of two p-values: that the sides are no further apart than a population may be, and that the middle between
-    them is no emptier.
+    The larger of two p-values: that the sides are no further apart, and that the middle between them is no emptier,
+    than a population may be.
     """
     from scipy.stats import norm
 

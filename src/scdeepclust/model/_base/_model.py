@@ -31,6 +31,7 @@ from ._data import Indices
 from ._inherited import InheritedGetters
 from ._query import QueryMappingMixin
 from ._results import check_key, fit_parameters, write_results
+from ._start import hash_of_names
 
 
 class ClusteringModel(ConfidenceMixin, PhasedTrainingMixin, QueryMappingMixin, InheritedGetters, BaseModelClass):
@@ -228,7 +229,8 @@ class ClusteringModel(ConfidenceMixin, PhasedTrainingMixin, QueryMappingMixin, I
         """Make one cluster of several, and train the clustering phase from there.
 
         Labels, probabilities and whatever else the model knows of its clusters are then those of the merged ones, which
-        are numbered by size. The networks go on from where they are; a few cells at the borders can change sides.
+        are numbered by size. The networks go on from where they are; a few cells at the borders can change sides. In a
+        SOMVAE a cluster is one region of the map: of two that do not touch only one can be the merged one.
 
         Parameters
         ----------
@@ -337,7 +339,8 @@ class ClusteringModel(ConfidenceMixin, PhasedTrainingMixin, QueryMappingMixin, I
             Where to write; by default the data of the model. Cells are assigned to the clusters of the model.
         key_added
             Stem of the names; by default the name of the model in lower case. With ``"gmvae"``: ``obs["gmvae"]``,
-            ``obs["gmvae_confidence"]``, ``obsm["X_gmvae"]``, ``obsm["gmvae_probabilities"]``, ``uns["gmvae"]``.
+            ``obs["gmvae_confidence"]``, ``obsm["X_gmvae"]``, ``obsm["gmvae_probabilities"]``, ``uns["gmvae"]``, and of
+            cells that were not of the fit ``obs["gmvae_novelty"]`` (:meth:`get_novelty`).
         confidence
             What the confidence is of: ``"repeat"`` (the probability that an independent repeat gives the same cluster)
             or ``"posterior"`` (the highest assignment probability), as in :meth:`get_confidence`. By default the
@@ -367,6 +370,9 @@ class ClusteringModel(ConfidenceMixin, PhasedTrainingMixin, QueryMappingMixin, I
         results = self._results(cells, keys, self._confidences(cells, confidence=confidence))
         parameters = next(value for slot, name, value in results if (slot, name) == ("uns", keys.uns))
         parameters["confidence"] = confidence
+        is_new = cells is not self.adata or self._keeps_reference_clusters
+        if is_new and self._knows_repeats and self._restarts()["names"] != hash_of_names(cells):
+            results.append(("obs", keys.novelty, self._novelty(cells)))
         if len(results[0][2]) != target.n_obs:
             raise ValueError(f"`adata` has {target.n_obs} cells, but there are results of {len(results[0][2])}.")
         write_results(target, keys.key, results)

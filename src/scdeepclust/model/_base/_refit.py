@@ -40,6 +40,11 @@ class RefitMixin(StartsMixin):
         first, second = (vstack(blocks, format="csr") for blocks in halves)
         return first, second
 
+    def _counts_of(self, cells: np.ndarray) -> csr_matrix:
+        """The counts of these cells (n, G)."""
+        minibatches = self._minibatches(indices=cells)
+        return vstack([csr_of(self.module._get_inference_input(tensors)["counts"]) for tensors in minibatches], "csr")
+
     @contextmanager
     def _refit(self, counts: csr_matrix, cells: np.ndarray, seed: int) -> Iterator[Self]:
         """A model made and trained as this one was, of these counts (n, G) of its cells, with another seed.

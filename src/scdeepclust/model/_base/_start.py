@@ -188,12 +188,12 @@ class StartsMixin(CountDataMixin):
         of_all = np.full(self.adata.n_obs, -1, dtype=np.int32)
         of_all[cells] = codes
         self.starts_ = self.starts_ | {name: of_all}
-        self.start_cells_ = _hash_of_names(self.adata)
+        self.start_cells_ = hash_of_names(self.adata)
         return torch.as_tensor(of_all, dtype=torch.long)
 
     def _kept_start(self, name: str) -> Tensor | None:
         """What was kept, unless the model has got other cells since."""
-        if name not in self.starts_ or self.start_cells_ != _hash_of_names(self.adata):
+        if name not in self.starts_ or self.start_cells_ != hash_of_names(self.adata):
             return None
         return torch.as_tensor(self.starts_[name], dtype=torch.long)
 
@@ -206,5 +206,6 @@ class StartsMixin(CountDataMixin):
             self.starts_ = self.starts_ | {name: new[old]}
 
 
-def _hash_of_names(adata: AnnData) -> str:
+def hash_of_names(adata: AnnData) -> str:
+    """What tells cells from others, by their names."""
     return digest("\n".join(map(str, adata.obs_names)).encode())
