@@ -18,7 +18,7 @@ import numpy as np
 # between them. Real populations are curved, and the networks were trained on the same cells: the sides of a split have
 # to be this many times as far apart, and the middle between them at most this many times as full. On labelled sets
 # other values change the labels little, on single populations they decide.
-FURTHER, EMPTIER = 1.1, 0.6
+FURTHER, EMPTIER = 1.2, 0.6
 
 # Draws of one population, and the cells of each at most.
 N_DRAWS, MAX_DRAWN = 10, 3000
