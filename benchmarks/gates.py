@@ -78,7 +78,7 @@ def measure(adata: AnnData, name: str, seed: int, again: bool) -> dict:
         rows = rows_of(truth, name, seed, wanted, labels_of(model, "idc", k, seed, fit, wanted))
         if len(rows):
             QUALITY.append(rows)
-    model.write_back(model.adata)
+    model.write_back(model.adata, confidence="posterior")
     table = sdc.tl.rank_gates(model.adata)
     labels = np.asarray(model.predict())
     row = {"data": name, "seed": seed, "n_genes": adata.n_vars, "n_clusters": k}
@@ -231,7 +231,7 @@ def results_size() -> dict:
     before = current_gib()
     start = time.perf_counter()
     reset_peak()
-    model.write_back()
+    model.write_back(confidence="posterior")
     return {
         "what": "write_back of 100,000 x 2,000", "seconds": time.perf_counter() - start,
         "peak_gib": status_gib("VmHWM"), "gib_above": status_gib("VmHWM") - before,

@@ -51,6 +51,7 @@ def cluster(
     accelerator: options.Accelerator = "auto",
     checkpoint_dir: options.CheckpointDir = None,
     save_model: options.SaveModel = None,
+    confidence: options.Confidence = "repeat",
     labels_csv: options.LabelsCsv = None,
     plot: options.Plot = None,
     report: Annotated[
@@ -82,7 +83,15 @@ def cluster(
         fitted = set_up(
             adata, model, layer, keys, n_clusters, n_top_genes, gene_likelihood=gene_likelihood, **_guides(guide)
         )
-    done = train(fitted, adata, max_epochs, pretrain_epochs, accelerator=accelerator, checkpoint_dir=checkpoint_dir)
+    done = train(
+        fitted,
+        adata,
+        max_epochs,
+        pretrain_epochs,
+        confidence=cast(Any, confidence),  # the option has checked it
+        accelerator=accelerator,
+        checkpoint_dir=checkpoint_dir,
+    )
     print_sizes(adata, model, done.seconds)
     if label_key is not None:
         name = type(fitted).__name__

@@ -46,7 +46,7 @@ def demo(
         fitted = set_up(adata, model, layer="counts", n_clusters=n_types)
     key, name = model, type(fitted).__name__
     baseline = _pca_kmeans(adata, n_types, seed)
-    done = train(fitted, adata, max_epochs, pretrain_epochs)
+    done = train(fitted, adata, max_epochs, pretrain_epochs, confidence="repeat")
     seconds = {"PCA + k-means": baseline, name: done.seconds}
     columns = {"PCA + k-means": "pca_kmeans", name: key}
     print_scores(adata, columns, seconds, "cell_type", title=f"{n_types} clusters against {n_types} known types")

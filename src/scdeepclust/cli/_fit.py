@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from anndata import AnnData
 
-    from scdeepclust.model._base import ClusteringModel
+    from scdeepclust.model._base import ClusteringModel, Confidence
 
 # What a disk, and what the writer of h5ad may say.
 WRITING = (OSError, ValueError, TypeError, RuntimeError)
@@ -104,7 +104,13 @@ class Training(NamedTuple):
 
 
 def train(
-    fitted: ClusteringModel, adata: AnnData, max_epochs: int | None, pretrain_epochs: int | None = None, **options
+    fitted: ClusteringModel,
+    adata: AnnData,
+    max_epochs: int | None,
+    pretrain_epochs: int | None = None,
+    *,
+    confidence: Confidence | None = None,
+    **options,
 ) -> Training:
     """Train, and write the results into `adata`."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -123,9 +129,14 @@ def train(
         one_line_errors(ValueError, OSError, MisconfigurationException),
     ):
         code = train_until_signal(run, fitted)
-    fitted.write_back(adata)
+    seconds = time.perf_counter() - started
+    if code:  # who stops a training does not want to wait for another one
+        confidence = "posterior"
+    elif confidence == "repeat":
+        messages.print("Looking whether the cells would be there again ...")
+    fitted.write_back(adata, confidence=confidence)
     forget_setup(adata)
-    return Training(time.perf_counter() - started, code)
+    return Training(seconds, code)
 
 
 def forget_setup(adata: AnnData) -> None:

@@ -21,6 +21,13 @@ def _known(name: str) -> str:
     return name.lower()
 
 
+def _known_confidence(name: str) -> str:
+    with one_line_errors(ValueError):
+        if name not in ("repeat", "posterior"):
+            raise ValueError(f"--confidence must be repeat or posterior; found {name!r}")
+    return name
+
+
 Model = Annotated[
     str,
     typer.Option(
@@ -76,6 +83,16 @@ Accelerator = Annotated[str, typer.Option(help="cpu, gpu, mps or auto.")]
 CheckpointDir = Annotated[Path | None, typer.Option(help="Save the state of the training here as it goes.")]
 
 # --- output
+
+Confidence = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        callback=_known_confidence,
+        help="repeat: how likely another fit puts a cell there again (as long again as the training); posterior: how "
+        "sure this fit is.",
+    ),
+]
 
 LabelsCsv = Annotated[Path | None, typer.Option(help="Also write cell, cluster and confidence here.")]
 Plot = Annotated[Path | None, typer.Option(help="Also draw clusters and confidence on a UMAP here (png, pdf).")]

@@ -43,7 +43,7 @@ def confidence(
 ) -> Axes:
     """Clusters on an embedding, faint where the assignment is uncertain.
 
-    Opacity is `obs["{key}_confidence"]`, the highest assignment probability of the cell. Faint borders between
+    Opacity is `obs["{key}_confidence"]`. Faint borders between
     clusters are normal; a cluster that is faint throughout is one to doubt.
 
     Parameters
