@@ -56,6 +56,9 @@ bench: $(VENV)/.developer ## rewrite the tables in docs/benchmarks (hours; resum
 	$(BIN)/python benchmarks/gates.py
 	$(BIN)/python benchmarks/integration.py
 	$(BIN)/python benchmarks/mixture.py
+	$(BIN)/python benchmarks/confidence.py
+	$(BIN)/python benchmarks/one_population.py
+	$(BIN)/python benchmarks/trust_examples.py
 	$(BIN)/python benchmarks/published_size.py
 	$(BIN)/python benchmarks/k_grid.py
 	$(BIN)/python benchmarks/kill.py

@@ -107,7 +107,7 @@ EXAMPLES = {
     "sure_pbmc3k": (confidence, "pbmc3k_full"),
     "sure_bladder": (confidence, "mouse_bladder_2100"),
     "number_pbmc3k": (number, "pbmc3k_full"),
-    "number_cell_line": (number, "sc_mixology_cellines", "HCC827"),
+    "number_cell_line": (number, "sc_mixology_cellines", "H2228"),
     "batches_ifnb": (batches, "ifnb_2800", True),
     "batches_ifnb_without_key": (batches, "ifnb_2800", False),
 }

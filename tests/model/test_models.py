@@ -92,7 +92,7 @@ def test_write_back_writes_the_documented_keys_and_nothing_else(model_cls, adata
     assert set(adata.uns) - before["uns"] == {"mine"}
     assert isinstance(adata.obs["mine"].dtype, pd.CategoricalDtype)
     np.testing.assert_array_equal(adata.obs["mine"].astype(str), model.predict())
-    np.testing.assert_allclose(adata.obs["mine_confidence"], adata.obsm["mine_probabilities"].max(axis=1))
+    np.testing.assert_array_equal(adata.obs["mine_confidence"], model.get_confidence())
     assert adata.uns["mine"]["seed"] == 0
     assert adata.uns["mine"]["setup"]["batch_key"] == "batch"
 

@@ -272,7 +272,7 @@ def drawings(result):
     table = pd.DataFrame(
         {"iLISI": [0.5], "Bio conservation": [0.7], "Batch correction": [0.6], "Total": [0.66]}, index=["X_pca"]
     )
-    curve = pd.DataFrame({"separation": [0.5, 0.2], "stability": [1.0, 0.9], "rank": [1, 2]}, index=[2, 3])
+    curve = pd.DataFrame({"separation": [5.0, 2.0], "p": [0.0, 0.9], "rank": [1, 0]}, index=[2, 3])
     return {
         "benchmark_table": (lambda **options: pl.benchmark_table(table, **options), True),
         "n_clusters": (lambda **options: pl.n_clusters(curve, **options), True),

@@ -67,11 +67,13 @@ class System:
 COMMON = (
     Written("obs", "{key}", 'cluster of each cell, `"0"` is the largest'),
     Written("obs", "{key}_confidence", "probability that an independent repeat gives the same cluster"),
-    Written("obs", "{key}_novelty", "new cells only: share of the cells of the fit that fit their cluster better"),
     Written("obsm", "X_{key}", "latent embedding"),
     Written("obsm", "{key}_probabilities", "assignment probabilities, cells x clusters"),
     Written("uns", "{key}", "parameters, seed, versions and scalars of the fit"),
 )
+
+# Beside COMMON, for cells that were not of the fit.
+OF_NEW_CELLS = (Written("obs", "{key}_novelty", "share of the cells of the fit that fit their cluster better"),)
 
 SYSTEMS = (
     System(
@@ -143,7 +145,7 @@ def written_by(model: object, key: str) -> list[tuple[str, re.Pattern]]:
     if system is None:
         return []
     patterns = []
-    for written in (*COMMON, *system.writes):
+    for written in (*COMMON, *OF_NEW_CELLS, *system.writes):
         stem, _, end = written.name.partition("{key}")
         number = re.escape(end).replace("facet0", r"facet\d+")
         patterns.append((written.slot, re.compile(re.escape(stem) + re.escape(key) + number)))

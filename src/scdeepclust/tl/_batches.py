@@ -83,8 +83,9 @@ def check_batches(
     >>> import scdeepclust as sdc
     >>> adata = sdc.datasets.simulate_counts(400, 200, n_clusters=3, n_batches=2, depth=500)
     >>> adata.obs["by_batch"] = adata.obs["cell_type"].astype(str) + adata.obs["batch"].astype(str)
-    >>> sdc.tl.check_batches(adata, "by_batch", "batch")["verdict"].str.startswith("split from").all()
-    True
+    >>> table = sdc.tl.check_batches(adata, "by_batch", "batch")
+    >>> table.loc["type_0batch_0", "verdict"]
+    'split from type_0batch_1 by batch batch_0'
     """
     labels, batches = _columns(adata, key, batch_key)
     cells = np.flatnonzero(labels.codes >= 0)

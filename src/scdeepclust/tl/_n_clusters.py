@@ -56,7 +56,7 @@ def estimate_n_clusters(model: ClusteringModel) -> pd.DataFrame:
     >>> table = sdc.tl.estimate_n_clusters(model)
     >>> list(table)
     ['separation', 'p', 'merges', 'splits', 'rank']
-    >>> table["rank"].eq(1).idxmax()
+    >>> int(table["rank"].eq(1).idxmax())
     4
     """
     from scdeepclust.train import cut, least_p_below, leiden_labels, separation_linkage, split_p_values

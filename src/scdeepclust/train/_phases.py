@@ -162,17 +162,18 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
             logger=logger,
             callbacks=callbacks,
         )
-        self.fit_options_ = {
-            "batch_size": batch_size,
-            "plan_kwargs": {name: value for name, value in arguments.plan.items() if isinstance(value, str | Real)},
-            "enable_progress_bar": enable_progress_bar,
-        }
         split = self._split(arguments, train_size, validation_size, shuffle_set_split)
         store = None
         if checkpoint_dir is not None:
             named |= lengths | {"plan_kwargs": arguments.plan, "datasplitter_kwargs": arguments.splitter}
             store = FitStore(checkpoint_dir, self._fit_identity(named, split))
+        plain = {name: value for name, value in arguments.plan.items() if isinstance(value, str | Real)}
         with undone_on_failure(self), GracefulInterrupt() as interrupt:
+            self.fit_options_ = {
+                "batch_size": batch_size,
+                "plan_kwargs": plain,
+                "enable_progress_bar": enable_progress_bar,
+            }
             self._fit(lengths, split, arguments, store, interrupt)
         if interrupt.terminated:
             raise SystemExit(143)
