@@ -59,6 +59,7 @@ bench: $(VENV)/.developer ## rewrite the tables in docs/benchmarks (hours; resum
 	$(BIN)/python benchmarks/confidence.py
 	$(BIN)/python benchmarks/one_population.py
 	$(BIN)/python benchmarks/trust_examples.py
+	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/published_size.py
 	$(BIN)/python benchmarks/k_grid.py
 	$(BIN)/python benchmarks/kill.py

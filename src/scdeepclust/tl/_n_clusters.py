@@ -44,7 +44,8 @@ def estimate_n_clusters(model: ClusteringModel) -> pd.DataFrame:
     Notes
     -----
     There is no true number: cell types have subtypes. A split without evidence can be real, in data that are too
-    shallow to show it.
+    shallow to show it. Communities are looked for in the trained model, ``n_clusters=None`` does so before its
+    clustering phase: the numbers can differ by one or two.
 
     Examples
     --------
