@@ -86,13 +86,13 @@ def genes() -> None:
         table = sdc.tl.rank_genes(model)
         sc.tl.rank_genes_groups(model.adata, "scdeepcluster", method="t-test", use_raw=False, key_added="circular")
         circular = sc.get.rank_genes_groups_df(model.adata, None, key="circular")
-        kinds = pd.crosstab(model.adata.obs["scdeepcluster"], adata.obs["cell_type"]).idxmax(axis=1)
+        type_of = pd.crosstab(model.adata.obs["scdeepcluster"], adata.obs["cell_type"]).idxmax(axis=1)
         power = {}
         for name, found in (("power", table), ("circular_power", circular)):
             up = found[(found["pvals_adj"] < 0.05) & (found["scores"] > 0)]
             truth = adata.var["marker_of"].reindex(up["names"]).astype(str).to_numpy()
-            hits = truth == up["group"].map(kinds).astype(str).to_numpy()
-            power[name] = hits.sum() / adata.var["marker_of"].isin(kinds).sum()
+            hits = truth == up["group"].map(type_of).astype(str).to_numpy()
+            power[name] = hits.sum() / adata.var["marker_of"].isin(type_of).sum()
         note("genes", "power", seed, **power)
 
 
@@ -170,9 +170,9 @@ def write_page(rows: pd.DataFrame) -> None:
     if len(null):
         parts += [
             "## Genes",
-            f"{len(null)} single populations cut in two: `tl.rank_genes` calls {null.below_05.mean():.3f} of the p-values "
-            f"below .05, the test on the counts that made the clusters {null.circular_below_05.mean():.3f}; p-values are "
-            f"smaller than uniform (one-sided Kolmogorov and Smirnov, p < .01) in {(null.ks < 0.01).sum()} of them, and "
+            f"{len(null)} single populations cut in two: `tl.rank_genes` calls {null.below_05.mean():.3f} of the p-values\n"
+            f"below .05, the test on the counts that made the clusters {null.circular_below_05.mean():.3f}. P-values are\n"
+            f"smaller than uniform (one-sided Kolmogorov and Smirnov, p < .01) in {(null.ks < 0.01).sum()} of them, and\n"
             f"{(null.found > 0).sum()} have a gene at a false discovery rate of .05.",
         ]
     if len(power):
