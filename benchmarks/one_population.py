@@ -44,11 +44,11 @@ REAL = {
 }
 
 
-def simulated(kind: str, number: int) -> tuple[AnnData, dict[str, object]]:
+def simulated(kind: str, number: int, max_factors: int = 5) -> tuple[AnnData, dict[str, object]]:
     """Counts, with what they were drawn from; the same for the same number."""
     rng = np.random.default_rng([KINDS.index(kind), number])
     n = int(rng.choice([100, 200, 300, 600, 1200, 2500, 5000] if kind == "one" else [600, 1200, 2500]))
-    factors, batches = int(rng.integers(0, 6)), int(rng.integers(1, 5))
+    factors, batches = int(rng.integers(0, max_factors + 1)), int(rng.integers(1, 5))
     depth, uniform = float(rng.choice([300, 1500, 5000])), bool(rng.integers(2))
     effect = 0.0 if kind == "one" else EFFECTS[number % len(EFFECTS)]
     log_mean = rng.normal(0, 1.2, N_GENES)
