@@ -56,6 +56,8 @@ def genes() -> None:
             continue
         adata, _ = simulated("one", 1000 + seed, max_factors=0)  # along a factor genes do differ
         adata = adata[adata.obs["batch"] == "0"][:600].copy()  # nor between batches
+        if adata.n_obs < 80:
+            continue
         labels = clusters_by_hand(adata)
         if min(np.bincount(labels, minlength=2)) < 20:
             continue

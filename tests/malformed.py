@@ -53,7 +53,8 @@ JUNK: dict[str, Any] = {
 
 # Methods that are no getters: they train, save, or belong to scvi-tools and take no data.
 LEFT_OUT = {
-    "train", "recluster", "save", "load", "load_query_data", "load_registry", "setup_anndata", "setup_annbatch",
+    "train", "recluster", "merge_clusters",
+    "save", "load", "load_query_data", "load_registry", "setup_anndata", "setup_annbatch",
     "to_device", "convert_legacy_save", "register_manager", "deregister_manager", "view_anndata_setup",
     "view_registry", "view_setup_args", "view_setup_method_args", "update_setup_method_args", "data_registry",
     "get_from_registry", "get_anndata_manager", "get_state_registry", "get_setup_arg", "get_var_names",

@@ -131,7 +131,7 @@ def test_options_reach_the_model_and_the_training(monkeypatch, cells, tmp_path):
     assert fitted._guides == ["lane", "batch"]
     assert fitted.module.n_facets == 3
     assert fitted.module.gene_likelihood == "zinb"
-    assert training == {"accelerator": "cpu", "checkpoint_dir": tmp_path / "c"}
+    assert training == {"accelerator": "cpu", "checkpoint_dir": tmp_path / "c", "confidence": "repeat"}
 
 
 def test_training_gets_only_what_was_given(monkeypatch, cells):

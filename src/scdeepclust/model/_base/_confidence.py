@@ -137,13 +137,15 @@ class ConfidenceMixin(RefitMixin):
             ]
         return [value.astype(np.float32) for value in values]
 
-    def get_novelty(self, adata: AnnData, indices: Indices = None, batch_size: int | None = None) -> np.ndarray:
+    def get_novelty(
+        self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
+    ) -> np.ndarray:
         """How badly new cells fit the cluster that they are put into.
 
         Parameters
         ----------
         adata
-            Cells that were not of the fit.
+            Cells that were not of the fit; by default those of a query.
         indices, batch_size
             As in :meth:`predict`.
 
