@@ -96,7 +96,8 @@ class ConfidenceMixin(RefitMixin):
         confidence
             ``"repeat"``: the probability that an independent repeat, the cell sequenced and the model fitted again,
             puts the cell into the same cluster. The first call looks for the clusters again in halves of the counts of
-            the cells of the fit, which takes a part of the time of the fit; it is kept, and saved with the model.
+            the cells of the fit, and fits the model once more, to at most 20,000 cells: one and a half times to twice
+            the time of the fit. What it learns is kept, and saved with the model.
             ``"posterior"``: the highest assignment probability, which says how sure this one fit is.
 
         Returns
