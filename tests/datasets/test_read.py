@@ -39,7 +39,7 @@ def test_counts_are_found_whatever_wrote_the_file(written, cells):
 
 def test_every_layout_goes_through_the_command_line(to_cluster, cells, tmp_path):
     out, labels = tmp_path / "out.h5ad", tmp_path / "labels.csv"
-    quick = ["--n-clusters", "2", "--pretrain-epochs", "2", "--max-epochs", "1"]
+    quick = ["--n-clusters", "2", "--pretrain-epochs", "2", "--max-epochs", "1", "--confidence", "posterior"]
     result = CliRunner().invoke(
         cli.app, ["cluster", str(to_cluster), "--out", str(out), "--labels-csv", str(labels), *quick]
     )
