@@ -167,6 +167,23 @@ def test_two_groups_have_a_small_p_however_noisy_and_few_and_one_has_not():
             assert split_p_values(side.astype(int), linkage, halves(points, 0.1))[0] > 0.05
 
 
+def test_a_split_needs_both_distance_and_an_empty_middle():
+    rng = np.random.default_rng(0)
+    n = 3000
+    sign = rng.choice([-1, 1], n)
+    # far apart, but with many cells in between; and nothing in between, but long tails and no distance to speak of
+    bridged = np.where(rng.random(n) < 0.45, rng.uniform(-5, 5, n), 5 * sign + 0.3 * rng.normal(size=n))
+    tails = sign * (1 + rng.exponential(1.5, n))
+    for x, is_far, is_empty in ((bridged, True, False), (tails, False, True)):
+        points = np.column_stack([x, 0.2 * rng.normal(size=(n, 2))])
+        measured, side = halves(points, 0.05), x > 0
+        found = mean_gap(measured, np.ones(n, bool), side)
+        assert (found.separation > FURTHER * UNIFORM + 0.3) == is_far
+        assert (found.middle < 0.8 * EMPTIER / 6) == is_empty  # a uniform population has a sixth there
+        linkage = np.array([[0, 1, found.separation, 2]])
+        assert split_p_values(side.astype(int), linkage, measured)[0] > 0.05
+
+
 def test_p_is_corrected_for_the_number_of_splits():
     points, labels = blobs(9.0 * np.eye(5)[:4])
     linkage = separation_linkage(labels, halves(points, 0.1))

@@ -176,8 +176,9 @@ def prediction_sets(model: ClusteringModel, adata: AnnData | None = None, *, alp
     >>> sets.shape
     (300, 3)
     """
-    if not 0 < alpha < 1:
-        raise ValueError(f"`alpha` must be above 0 and below 1; found {alpha!r}.")
+    from scdeepclust.model._base import check_alpha
+
+    check_alpha(alpha)
     model._check_if_trained(warn=False)
     restarts = model._restarts()
     cells = model._validate_anndata(adata)

@@ -90,14 +90,12 @@ def _most_typical(clusterings: list[np.ndarray]) -> int:
 
 def _partners(codes: np.ndarray, ref_codes: np.ndarray, n: int, n_ref: int) -> np.ndarray:
     """Reference cluster that each of n clusters stands for, (n,)."""
-    from scipy.optimize import linear_sum_assignment
+    from scdeepclust.train import matched
 
     shared = np.zeros((n, n_ref), dtype=np.int64)
     np.add.at(shared, (codes, ref_codes), 1)
-    partner = shared.argmax(axis=1)
-    matched, to = linear_sum_assignment(shared, maximize=True)
-    partner[matched] = to
-    return partner
+    partner = matched(ref_codes, codes)
+    return np.where(partner < 0, shared.argmax(axis=1), partner)
 
 
 def _votes(adata: AnnData, key: str, codes: np.ndarray, names: pd.Index) -> np.ndarray:

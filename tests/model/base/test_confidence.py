@@ -170,6 +170,25 @@ def test_the_fit_is_repeated_with_its_own_options(monkeypatch):
     assert (refit.adata.obs["batch"].to_numpy() == adata.obs["batch"].to_numpy()[cells]).all()
 
 
+def test_a_refit_that_is_interrupted_teaches_nothing(monkeypatch):
+    model = fitted("SCDeepCluster", simulated(120))
+    train, stores = type(model).train, type(model)._per_instance_manager_store
+
+    def stopped(self, *args, **kwargs):
+        train(self, *args, **kwargs)
+        self.interrupted_ = True
+
+    monkeypatch.setattr(type(model), "train", stopped)
+    before = set(stores)
+    with pytest.raises(KeyboardInterrupt):
+        model.get_confidence()
+    assert model.restarts_ is None
+    assert set(stores) <= before  # nor does its data stay
+    with pytest.raises(KeyboardInterrupt):
+        model.write_back()
+    assert "scdeepcluster" not in model.adata.obs
+
+
 def test_facets_have_a_confidence_each():
     adata = sdc.datasets.simulate_counts(300, 150, n_clusters=3, n_facet_groups=2, marker_log_fold_change=3, depth=500)
     sdc.model.MFCVAE.setup_anndata(adata)

@@ -1,7 +1,7 @@
 """What the five systems share."""
 
 from ._cells import all_genes, cell_rows, check_counts_of, check_flags
-from ._checks import check_anndata, check_choice, check_held_out, check_n_clusters, check_obs_keys
+from ._checks import check_alpha, check_anndata, check_choice, check_held_out, check_n_clusters, check_obs_keys
 from ._confidence import Confidence
 from ._data import Indices
 from ._docs import shared_docs
@@ -23,6 +23,7 @@ __all__ = [
     "ModelPart",
     "all_genes",
     "cell_rows",
+    "check_alpha",
     "check_anndata",
     "check_choice",
     "check_counts_of",

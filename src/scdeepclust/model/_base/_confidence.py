@@ -223,14 +223,13 @@ class ConfidenceMixin(RefitMixin):
         """Share of the restarts that put cells into each cluster (B, K), for each clustering."""
         votes = [np.zeros_like(values) for values in probabilities]
         n_restarts, rows = 2 * N_RESTART_HALVINGS, np.arange(len(votes[0]))
-        for number in range(0, n_restarts, 2):
-            for half in half_points(self.module, inputs, restarts["components"], generator):
+        for first in range(0, n_restarts, 2):
+            for number, half in enumerate(half_points(self.module, inputs, restarts["components"], generator), first):
                 place = restarts["partners"][number][nearest(half.points, restarts["centers"][number])]
                 votes[0][rows[place >= 0], place[place >= 0]] += 1 / n_restarts
                 # clusterings beside that of `predict` are not looked for again: what their clusters say of the half
                 for j, values in enumerate(self._assignments(half.inputs)[1:], 1):
                     votes[j][rows, values.argmax(axis=1)] += 1 / n_restarts
-                number += 1
         return votes
 
     @property

@@ -66,12 +66,15 @@ class RefitMixin(StartsMixin):
             warnings.simplefilter("ignore")  # what is wrong with the fit has been said of the fit
             cls.setup_anndata(again, **self.registry_["setup_args"] | {"layer": None})
             refit = cls(again, seed=seed, **self._arguments_of_refit(cells))
-            self._hand_down(refit)
-            refit.train(last, sum(before), accelerator=_accelerator(self.device), devices=1, **self.fit_options_)
-            yield refit
-            # scvi-tools would keep the data
-            cls._setup_adata_manager_store.pop(again.uns["_scvi_uuid"], None)
-            cls._per_instance_manager_store.pop(refit.id, None)
+            try:
+                self._hand_down(refit)
+                refit.train(last, sum(before), accelerator=_accelerator(self.device), devices=1, **self.fit_options_)
+                if refit.interrupted_:  # `train` keeps half a fit, of which nothing can be learnt here
+                    raise KeyboardInterrupt
+                yield refit
+            finally:  # scvi-tools would keep the data
+                cls._setup_adata_manager_store.pop(again.uns["_scvi_uuid"], None)
+                cls._per_instance_manager_store.pop(refit.id, None)
 
     def _obs_of(self, cells: np.ndarray) -> pd.DataFrame:
         """What is known of cells, by number."""
