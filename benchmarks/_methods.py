@@ -274,7 +274,7 @@ OF_CODES = {"idc": ("idc+kmeans",)}
 Family = Callable[[AnnData, int, int, set[str]], Iterator[Labels]]
 FAMILIES: dict[str, tuple[Family, tuple[str, ...]]] = {
     "pca": (pca, ("pca+kmeans", "pca+leiden-k", "pca+leiden")),
-    "harmony": (harmony, ("harmony+kmeans",)),
+    "harmony": (harmony, ("harmony+kmeans", "harmony+leiden-k", "harmony+leiden")),
     "scvi": (scvi, ("scvi+kmeans", "scvi+leiden-k", "scvi+leiden")),
 } | {
     system.key: (

@@ -1,4 +1,4 @@
-"""The tables of `quality.py`: one a score, and the summary for the README."""
+"""The tables of `quality.py`: scores set by set, what is gained over each baseline, and the summary for the README."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from _methods import DATASETS, METHODS
+from _agreement import MARGIN, N_SPLITS, gained_and_lost, left_out
+from _methods import DATASETS, METHODS, NEW_DATASETS, OPEN
 from _report import markdown
 
 from scdeepclust.model._systems import SYSTEMS
@@ -14,108 +15,202 @@ from scdeepclust.model._systems import SYSTEMS
 SCVI = "scvi+leiden-k"
 OURS = tuple(system.key for system in SYSTEMS)
 
+# Methods by what they were told, and what that is for a reader.
+GIVEN = ("pca+kmeans", "harmony+kmeans", "scvi+kmeans", *OURS)
+SEARCHED = ("pca+leiden-k", "harmony+leiden-k", "scvi+leiden-k")
+ESTIMATED = ("pca+leiden", "harmony+leiden", "scvi+leiden", *(f"{key}{OPEN}" for key in OURS))
+TOLD = {"given": GIVEN, "searched until the true number came out": SEARCHED, "found by the method": ESTIMATED}
+
 # What the labels of a model are, where its name does not say it.
 LABELS_ARE = {"idc": "about 5 % of the genes open in a cell", "mfcvae": "main facet", "somvae": "merged nodes"}
 
-# Rows of the summary, by the names a reader of the README knows.
-SUMMARY = {
-    "pca+kmeans": "PCA + k-means",
-    "pca+leiden-k": "PCA + Leiden",
-    "scvi+kmeans": "scVI + k-means",
-    "scvi+leiden-k": "scVI + Leiden",
-} | {
-    system.key: f"`{system.name}`" + (f" ({LABELS_ARE[system.key]})" if system.key in LABELS_ARE else "")
-    for system in SYSTEMS
-}
+BASELINES = {"pca": "PCA", "harmony": "Harmony", "scvi": "scVI"}
+CLUSTERERS = {"kmeans": "k-means", "leiden-k": "Leiden at K", "leiden": "Leiden"}
+
 SUMMARY_START, SUMMARY_END = "<!-- written by benchmarks/quality.py -->", "<!-- end -->"
 
 
-def pivot(rows: pd.DataFrame, value: str, how: str) -> pd.DataFrame:
-    table = rows.pivot_table(index="method", columns="data", values=value, aggfunc=how)
-    return table.reindex(
-        index=[m for m in METHODS if m in table.index], columns=[d for d in DATASETS if d in table.columns]
+def name_of(method: str) -> str:
+    """A method by the name that a reader knows."""
+    stem, _, how = method.partition("+")
+    if stem in BASELINES:
+        return f"{BASELINES[stem]} + {CLUSTERERS[how]}"
+    return next(f"`{system.name}`" for system in SYSTEMS if system.key == stem)
+
+
+def per_set(rows: pd.DataFrame, value: str, how: str = "mean") -> pd.DataFrame:
+    """Sets (rows) x methods (columns); Harmony is PCA where there are no batches to correct."""
+    table = rows.pivot_table(index="data", columns="method", values=value, aggfunc=how)
+    table = table.reindex(
+        index=[d for d in (*DATASETS, *NEW_DATASETS) if d in table.index],
+        columns=[m for m in METHODS if m in table.columns],
+    )
+    for method in table.columns:
+        if method.startswith("harmony") and (pca := method.replace("harmony", "pca")) in table.columns:
+            table[method] = table[method].fillna(table[pca])
+    return table
+
+
+def score_table(rows: pd.DataFrame, value: str, methods: tuple[str, ...]) -> str:
+    """A score of each set by these methods, mean ± sd over seeds; then means over the sets."""
+    mean, sd = per_set(rows, value), per_set(rows, value, "std")
+    methods = tuple(method for method in methods if method in mean.columns)
+    lines = [["data", *map(name_of, methods)]]
+    for data in mean.index:
+        cells, best = [], mean.loc[data, list(methods)].max()
+        for method in methods:
+            score = mean.loc[data, method]
+            spread = sd[method].get(data, np.nan) if method in sd else np.nan
+            text = "-" if np.isnan(score) else f"{score:.3f}"
+            text = f"**{text}**" if score >= best - 5e-4 else text
+            cells.append(text if np.isnan(spread) else f"{text} ± {spread:.3f}")
+        lines.append([data, *cells])
+    for text, sets in mean_rows(mean):
+        lines.append([f"*{text}*", *(average(mean.loc[sets, method]) for method in methods)])
+    return markdown(lines)
+
+
+def mean_rows(table: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    """The groups of sets over which there are means."""
+    old, new = ([d for d in names if d in table.index] for names in (DATASETS, NEW_DATASETS))
+    groups = [("mean", old + new), ("sets of the development", old), ("sets that were new in November 2026", new)]
+    return [(text, sets) for text, sets in groups if sets]
+
+
+def average(scores: pd.Series) -> str:
+    """A mean over other sets than the rest's would not compare."""
+    return "-" if scores.isna().any() or scores.empty else f"{scores.mean():.3f}"
+
+
+def against_table(rows: pd.DataFrame) -> str:
+    """Sets gained and lost by each model against each baseline, where both were told the same."""
+    ari = per_set(rows, "ari")
+    lines = [["model", "K", "baseline", "sets", "gained", "lost", "mean difference", "worst", "best"]]
+    for told, ours in (("given", OURS), ("open", tuple(f"{key}{OPEN}" for key in OURS))):
+        baselines = (*GIVEN[:3], *SEARCHED) if told == "given" else ESTIMATED[:3]
+        for method in (m for m in ours if m in ari.columns):
+            for baseline in (b for b in baselines if b in ari.columns):
+                difference = (ari[method] - ari[baseline]).dropna()
+                if difference.empty:
+                    continue
+                gained, lost = gained_and_lost(ari[method], ari[baseline])
+                numbers = (f"{v:+.3f}" for v in (difference.mean(), difference.min(), difference.max()))
+                lines.append(
+                    [name_of(method), told, name_of(baseline), f"{len(difference)}", f"{gained}", f"{lost}", *numbers]
+                )
+    return f"By more than {MARGIN} of the adjusted Rand index.\n\n{markdown(lines)}"
+
+
+def distance_table(rows: pd.DataFrame) -> str:
+    """How far each model is from the best baseline of the set, with the number of clusters given."""
+    ari = per_set(rows, "ari")
+    baselines = [m for m in (*GIVEN[:3], *SEARCHED) if m in ari.columns]
+    ours = [m for m in OURS if m in ari.columns]
+    best = ari[baselines].max(axis=1)
+    lines = [["data", "best baseline", "its ARI", *map(name_of, ours)]]
+    for data in ari.index:
+        differences = [ari.loc[data, method] - best[data] for method in ours]
+        cells = ["-" if np.isnan(value) else f"{value:+.3f}" for value in differences]
+        lines.append([data, name_of(ari.loc[data, baselines].idxmax()), f"{best[data]:.3f}", *cells])
+    return markdown(lines)
+
+
+def left_out_table(rows: pd.DataFrame) -> str:
+    """What choosing among the models by some sets is worth on the others."""
+    ari = per_set(rows, "ari")
+    lines = [["chosen among", "sets", "best mean", "left-out mean"]]
+    for text, methods in (
+        ("our models, K given", OURS),
+        ("our models, K open", tuple(f"{key}{OPEN}" for key in OURS)),
+        ("baselines, K given or searched", (*GIVEN[:3], *SEARCHED)),
+        ("baselines, K open", ESTIMATED[:3]),
+    ):
+        scores = ari[[m for m in methods if m in ari.columns]].dropna(axis=1, how="all").dropna()
+        if scores.shape[1] < 2 or len(scores) < 4:
+            continue
+        mean, sd = left_out(scores)
+        lines.append([text, f"{len(scores)}", f"{scores.mean().max():.3f}", f"{mean:.3f} ± {sd:.3f}"])
+    return (
+        "The best of several by the mean over a random half of the sets, judged on the other half: mean and spread "
+        f"over {N_SPLITS} fixed halves.\n\n{markdown(lines)}"
     )
 
 
-def score_table(rows: pd.DataFrame, value: str) -> str:
-    mean, sd, count = (pivot(rows, value, how) for how in ("mean", "std", "count"))
-    sd = sd.reindex(index=mean.index, columns=mean.columns)  # pandas drops what has one seed only
-    k_is = rows.groupby("method").k.first()
-    best = mean.max()
-    lines = [["method", "K", "seeds", *mean.columns, "mean", "median sd"]]
-    for method in mean.index:
-        cells = []
-        for data in mean.columns:
-            if np.isnan(mean.loc[method, data]):
-                cells.append("-")
-                continue
-            text = f"{mean.loc[method, data]:.3f}"
-            text = f"**{text}**" if mean.loc[method, data] >= best[data] - 5e-4 else text
-            cells.append(text if np.isnan(sd.loc[method, data]) else f"{text} ± {sd.loc[method, data]:.3f}")
-        seen = count.loc[method].dropna()
-        seeds = f"{seen.min():.0f}" if seen.min() == seen.max() else f"{seen.min():.0f}-{seen.max():.0f}"
-        average, mark = mean.loc[method], ""
-        pca = method.replace("harmony", "pca")
-        if pca != method and pca in mean.index:  # without batches Harmony returns the components it was given
-            average, mark = average.fillna(mean.loc[pca]), "*"
-        # a mean over other data sets than the rest's would not compare
-        average = "-" if average.isna().any() else f"{average.mean():.3f}{mark}"
-        spread = sd.loc[method].dropna()
-        lines.append([method, k_is[method], seeds, *cells, average, f"{spread.median():.3f}" if len(spread) else "-"])
+def agreement_table(rows: pd.DataFrame) -> str:
+    """Agreement of seeds, mean over the sets that a method was measured on."""
+    lines = [["method", "K", "sets", "seeds", "pairwise ARI", "least pair", "unstable cells"]]
+    for told, methods in TOLD.items():
+        for method in methods:
+            found = rows[rows.method == method]
+            if len(found):
+                lines.append(
+                    [
+                        name_of(method),
+                        told.split()[0],
+                        f"{len(found)}",
+                        f"{found.n_seeds.min()}",
+                        f"{found.pairwise_ari.mean():.3f}",
+                        f"{found.least_ari.min():.3f}",
+                        f"{found.unstable.mean():.1%}",
+                    ]
+                )
     return markdown(lines)
 
 
 def cpu_seconds(rows: pd.DataFrame) -> pd.DataFrame:
     """Fit and clustering of the first seed: only there were scVI and the models measured in one run."""
     rows = rows[rows.seed == rows.seed.min()]
-    return pivot(rows.assign(cpu=rows.fit_cpu_s + rows.cluster_cpu_s), "cpu", "mean")
+    return per_set(rows.assign(cpu=rows.fit_cpu_s + rows.cluster_cpu_s), "cpu")
 
 
 def seconds_table(rows: pd.DataFrame) -> str:
-    mean = cpu_seconds(rows)
-    lines = [["method", *mean.columns, "sum"]]
-    for method in mean.index:
-        complete = mean.loc[method].notna().all()
-        cells = ["-" if np.isnan(value) else f"{value:.1f}" for value in mean.loc[method]]
-        lines.append([method, *cells, f"{mean.loc[method].sum():.0f}" if complete else "-"])
+    cpu = cpu_seconds(rows)
+    methods = [m for m in (*GIVEN, SCVI) if m in cpu.columns]
+    lines = [["data", *map(name_of, methods)]]
+    for data in cpu.index:
+        lines.append([data, *("-" if np.isnan(value) else f"{value:.1f}" for value in cpu.loc[data, methods])])
     return markdown(lines)
 
 
 def ratio_table(rows: pd.DataFrame) -> str:
     """How many times the CPU seconds of a method scVI + Leiden takes."""
     cpu = cpu_seconds(rows)
-    if SCVI not in cpu.index:
+    if SCVI not in cpu.columns:
         return "scVI was not measured."
-    ratio = (cpu.loc[SCVI] / cpu).loc[[method for method in OURS if method in cpu.index]]
-    lines = [["method", *ratio.columns, "least"]]
-    for method in ratio.index:
-        cells = ["-" if np.isnan(value) else f"{value:.1f}" for value in ratio.loc[method]]
-        lines.append([method, *cells, f"{ratio.loc[method].min():.1f}"])
+    ours = [method for method in OURS if method in cpu.columns]
+    ratio = cpu[ours].rdiv(cpu[SCVI], axis=0)[cpu[SCVI].notna()]
+    lines = [["data", *map(name_of, ours)]]
+    for data in ratio.index:
+        lines.append([data, *("-" if np.isnan(value) else f"{value:.1f}" for value in ratio.loc[data])])
+    lines.append(["*least*", *(f"{ratio[method].min():.1f}" for method in ours)])
+    return markdown(lines)
+
+
+def clusters_table(rows: pd.DataFrame) -> str:
+    found, types = per_set(rows, "n_clusters"), rows.groupby("data").n_types.first()
+    methods = [m for m in ESTIMATED if m in found.columns]
+    lines = [["data", "types in the labels", *map(name_of, methods)]]
+    for data in found.index:
+        cells = ["-" if np.isnan(value) else f"{value:.1f}" for value in found.loc[data, methods]]
+        lines.append([data, f"{types[data]}", *cells])
+    error = (found[methods].sub(types, axis=0).div(types, axis=0)).abs().median()
+    lines.append(["*median relative error*", "", *("-" if np.isnan(value) else f"{value:.2f}" for value in error)])
     return markdown(lines)
 
 
 def summary_table(rows: pd.DataFrame) -> str:
-    """One row a method that has all data sets: means over them."""
-    cpu = cpu_seconds(rows)
-    k_is = rows.groupby("method").k.first()
-    seeds = pivot(rows, "ari", "count")
-    ari, nmi, sd = pivot(rows, "ari", "mean"), pivot(rows, "nmi", "mean"), pivot(rows, "ari", "std")
-    lines = [["method", "number of clusters", "mean ARI", "mean NMI", "median sd of ARI", "seeds", "CPU s, all sets"]]
-    for method in ari.index:
-        if method not in SUMMARY or ari.loc[method].isna().any():
-            continue
-        spread = sd.loc[method].median() if method in sd.index else np.nan
-        lines.append(
-            [
-                SUMMARY[method],
-                k_is[method],
-                f"{ari.loc[method].mean():.3f}",
-                f"{nmi.loc[method].mean():.3f}",
-                "-" if np.isnan(spread) else f"{spread:.3f}",
-                f"{seeds.loc[method].min():.0f}",
-                f"{cpu.loc[method].sum():.0f}",
-            ]
-        )
+    """One row a method: means over the sets of the development and over the new ones."""
+    ari, nmi = per_set(rows, "ari"), per_set(rows, "nmi")
+    groups = mean_rows(ari)[1:]
+    lines = [["method", "number of clusters", *(f"ARI, {text}" for text, _ in groups), "NMI", "seeds"]]
+    seeds = rows.groupby(["method", "data"]).seed.nunique()
+    for told, methods in TOLD.items():
+        for method in (m for m in methods if m in ari.columns):
+            scores = [average(ari.loc[sets, method]) for _, sets in groups]
+            if set(scores) == {"-"}:
+                continue
+            name = name_of(method) + (f" ({LABELS_ARE[method]})" if method in LABELS_ARE else "")
+            lines.append([name, told.split()[0], *scores, average(nmi[method]), f"{seeds[method].min()}"])
     return markdown(lines)
 
 
@@ -126,12 +221,3 @@ def write_summary(path: Path, rows: pd.DataFrame) -> None:
     _, _, after = rest.partition(SUMMARY_END)
     path.write_text(f"{before}{SUMMARY_START}\n{summary_table(rows)}\n{SUMMARY_END}{after}")
     print(f"wrote {path}")
-
-
-def clusters_table(rows: pd.DataFrame) -> str:
-    mean = pivot(rows, "n_clusters", "mean")
-    types = rows.groupby("data").n_types.first()
-    lines = [["method", *mean.columns], ["*types in the labels*", *(f"{types[data]}" for data in mean.columns)]]
-    for method in mean.index:
-        lines.append([method, *("-" if np.isnan(value) else f"{value:.1f}" for value in mean.loc[method])])
-    return markdown(lines)

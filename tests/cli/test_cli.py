@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from scdeepclust import cli
-from scdeepclust.cli import _app, _demo, _fit
+from scdeepclust.cli import _app, _demo
 from scdeepclust.datasets import pbmc68k_reduced, simulate_counts
 
 LIBRARIES = ("lightning.pytorch", "lightning.fabric", "scvi")
@@ -250,17 +250,9 @@ def test_preprocessing_leaves_torch_its_threads():
         adata = pbmc68k_reduced()
         _demo._pca_kmeans(adata, 3, seed=0)
         assert torch.get_num_threads() == 1
-        _fit._variable_genes(adata, "counts", "batch", 100)
-        assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
     assert adata.obs["pca_kmeans"].nunique() == 3
-
-
-def test_variable_genes_are_the_markers():
-    adata = simulate_counts(600, 300, n_clusters=3, n_markers=10, depth=300, inverse_dispersion=20.0)
-    chosen = adata.var["marker_of"][_fit._variable_genes(adata, None, None, 30)]
-    assert (chosen != "none").mean() > 0.5
 
 
 # --- benchmark
@@ -379,16 +371,3 @@ def test_version_needs_none_of_the_heavy_libraries():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("scdeepclust ")
     assert done.stdout.endswith("\n[]\n")
-
-
-def test_variable_genes_vary_within_batches_not_between_them():
-    """A gene that is high in one batch and flat in each is no marker; whether batches are looked at decides."""
-    rng = np.random.default_rng(0)
-    batch, group = np.repeat([0, 1], 150), np.tile([0, 1, 2], 100)
-    mean = np.full((300, 200), 3.0)
-    mean[:, :10] = np.where(group[:, None] == np.arange(10) % 3, 7, 1)  # markers
-    mean[:, 10:30] = np.where(batch[:, None] == np.arange(20) % 2, 5.9, 0.1)  # of a batch
-    obs = pd.DataFrame({"batch": batch.astype(str)}, index=[str(i) for i in range(300)])
-    adata = anndata.AnnData(rng.poisson(mean).astype(np.float32), obs=obs)
-    assert _fit._variable_genes(adata, None, "batch", 10)[:10].all()
-    assert _fit._variable_genes(adata, None, None, 10)[:10].sum() < 5

@@ -8,7 +8,7 @@ import typer
 
 from ._app import app, messages, one_line_errors, prepare_libraries
 from ._files import check_files, check_folder
-from ._fit import log_normalized, print_scores, save, set_up, train
+from ._fit import print_scores, save, set_up, train
 from ._options import MaxEpochs, Model, Overwrite, PretrainEpochs, Seed
 from ._signals import end_if_cut_short, signals_end_in_a_line
 
@@ -64,11 +64,12 @@ def _pca_kmeans(adata: AnnData, n_clusters: int, seed: int) -> float:
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
+    from scdeepclust.tl._counts import log_normalised
     from scdeepclust.train import one_thread
 
     started = time.perf_counter()  # after the imports, as for the model
     with one_thread():
-        logged = log_normalized(adata.X)
+        logged = log_normalised(adata, None)
         sc.pp.pca(logged, n_comps=_PCS, random_state=seed)
         with threadpool_limits(1):  # on so few cells more threads only wait for each other
             kmeans = KMeans(n_clusters, n_init=_KMEANS_RESTARTS, random_state=seed).fit(logged.obsm["X_pca"])

@@ -19,7 +19,6 @@ from ._progress import a_line_every
 from ._signals import train_until_signal
 
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
 
     from scdeepclust.model._base import ClusteringModel, Confidence
@@ -47,50 +46,20 @@ def set_up(
     from scdeepclust import model as models
     from scdeepclust.model._base import check_anndata, check_obs_keys
     from scdeepclust.model._systems import SYSTEMS
+    from scdeepclust.tl import select_genes
 
     keys = {name: value for name, value in (keys or {}).items() if value}
     options = {name: value for name, value in options.items() if value is not None}
     check_anndata(adata, layer)
     check_obs_keys(adata, keys)
     if n_top_genes is not None and n_top_genes < adata.n_vars:
-        train_on = adata[:, _variable_genes(adata, layer, keys.get("batch_key"), n_top_genes)].copy()
+        genes = select_genes(adata, n_top_genes, layer=layer, batch_key=keys.get("batch_key"))
+        train_on = adata[:, genes.to_numpy()].copy()
     else:
         train_on = adata
     model_class = getattr(models, next(system.name for system in SYSTEMS if system.key == model))
     model_class.setup_anndata(train_on, layer=layer, **keys)
     return model_class(train_on, n_clusters=n_clusters, **options)
-
-
-def _variable_genes(adata: AnnData, layer: str | None, batch_key: str | None, n_top_genes: int) -> np.ndarray:
-    import scanpy as sc
-
-    from scdeepclust.model._base import count_matrix
-    from scdeepclust.train import one_thread
-
-    counts = count_matrix(adata, layer)
-    with one_thread():
-        logged = log_normalized(counts)
-        if batch_key is not None:  # as text: scanpy takes groups of nothing else
-            logged.obs[batch_key] = adata.obs[batch_key].astype(str).astype("category").to_numpy()
-        chosen = sc.pp.highly_variable_genes(logged, n_top_genes=n_top_genes, batch_key=batch_key, inplace=False)
-    genes = chosen["highly_variable"].to_numpy()
-    if n_empty := int((counts[:, genes].sum(axis=1) == 0).sum()):
-        raise ValueError(
-            f"--n-top-genes: {n_empty} cells have no counts in the {n_top_genes} most variable genes; "
-            "use more genes, or remove the cells with the fewest counts"
-        )
-    return genes
-
-
-def log_normalized(counts) -> AnnData:
-    """log1p of counts per 10,000. Within `one_thread`: compiled code of scanpy resets the threads that torch uses."""
-    import scanpy as sc
-    from anndata import AnnData
-
-    logged = AnnData(counts.astype("float32"))
-    sc.pp.normalize_total(logged, target_sum=1e4)
-    sc.pp.log1p(logged)
-    return logged
 
 
 # --- computing

@@ -11,6 +11,7 @@ from scdeepclust.tl._consensus import consensus
 from scdeepclust.tl._facets import facet_report
 from scdeepclust.tl._gate_scores import gate_curves, score_gates
 from scdeepclust.tl._gates import rank_gates
+from scdeepclust.tl._genes import select_genes
 from scdeepclust.tl._integration import benchmark_integration
 from scdeepclust.tl._n_clusters import estimate_n_clusters
 from scdeepclust.tl._rank_genes import rank_genes
@@ -38,5 +39,6 @@ __all__ = [
     "report",
     "score_clusters",
     "score_gates",
+    "select_genes",
     "time_control",
 ]

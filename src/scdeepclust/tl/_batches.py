@@ -145,7 +145,7 @@ def _expression(adata: AnnData, layer: str | None) -> tuple[csr_matrix, np.ndarr
     from scipy.sparse import csr_matrix
 
     from scdeepclust.model._base import count_matrix
-    from scdeepclust.tl._counts import variable_genes
+    from scdeepclust.tl._genes import variable_genes
     from scdeepclust.train import one_thread
 
     with one_thread():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from scdeepclust.tl._compare_plan import BASELINES, OPEN, Job, plan
 from scdeepclust.tl._compare_runs import DATA, run_file, run_job, write_atomically
 from scdeepclust.tl._comparison import ABOUT, Comparison, read_comparison
+from scdeepclust.tl._genes import N_TOP_GENES, select_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,7 +33,7 @@ def compare(
     batch_key: str | None = None,
     label_key: str | None = None,
     layer: str | None = None,
-    n_top_genes: int = 2000,
+    n_top_genes: int = N_TOP_GENES,
     max_epochs: int | None = None,
     pretrain_epochs: int | None = None,
     accelerator: str = "auto",
@@ -243,15 +244,10 @@ def _write_data(adata: AnnData, path: Path, options: dict[str, Any]) -> None:
     from scipy.sparse import csr_matrix
 
     from scdeepclust.model._base import count_matrix
-    from scdeepclust.tl._counts import variable_genes
 
-    genes = variable_genes(adata, options["layer"], options["batch_key"], options["n_top_genes"])
-    counts = csr_matrix(csr_matrix(count_matrix(adata, options["layer"])[:])[:, genes], dtype="float32")
-    if n_empty := int((counts.sum(axis=1) == 0).sum()):
-        raise ValueError(
-            f"`n_top_genes`: {n_empty} cells have no counts in the {genes.sum()} most variable genes; use more genes, "
-            "or remove the cells with the fewest counts."
-        )
+    layer, batch = options["layer"], options["batch_key"]
+    genes = select_genes(adata, options["n_top_genes"], layer=layer, batch_key=batch).to_numpy()
+    counts = csr_matrix(csr_matrix(count_matrix(adata, layer)[:])[:, genes], dtype="float32")
     columns = list(dict.fromkeys(key for key in (options["batch_key"], options["label_key"]) if key is not None))
     data = AnnData(counts, obs=adata.obs[columns].copy(), var=adata.var.loc[genes, []].copy())
     for column in columns:
@@ -266,7 +262,7 @@ def _fingerprint(adata: AnnData, options: dict[str, Any]) -> str:
     """Of counts, names, batch and labels."""
     import pandas as pd
 
-    from scdeepclust.model._base._checks import row_blocks
+    from scdeepclust.model._base import row_blocks
 
     digest = hashlib.blake2b(digest_size=16)
     for names in (adata.obs_names, adata.var_names):

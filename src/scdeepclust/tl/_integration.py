@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 N_NEIGHBORS = {"lisi": 90, "kbet": 50, "graph": 15}
 
 PCA = "X_pca"
-N_TOP_GENES, N_PCS = 2000, 30
+N_PCS = 30
 LEAST = 20
 
 # Beyond this number of cells an exact search takes minutes.
@@ -147,7 +147,8 @@ def _components(adata: AnnData, layer: str | None, batch_key: str) -> np.ndarray
     from scipy.sparse import csr_matrix
 
     from scdeepclust.model._base import count_matrix
-    from scdeepclust.tl._counts import log_normalised, variable_genes
+    from scdeepclust.tl._counts import log_normalised
+    from scdeepclust.tl._genes import N_TOP_GENES, variable_genes
     from scdeepclust.train import one_thread
 
     values = csr_matrix(count_matrix(adata, layer)[:], dtype=np.float32)

@@ -7,7 +7,7 @@ from ._data import Indices
 from ._docs import shared_docs
 from ._draw import check_draw, draw_codes
 from ._inherited import checked
-from ._matrix import count_matrix
+from ._matrix import count_matrix, row_blocks
 from ._model import ClusteringModel, ModelPart
 from ._module import LOG_VAR_MAX, LOG_VAR_MIN, TARGET_TOTAL, AutoencoderModule, ClusteringModule
 
@@ -34,6 +34,7 @@ __all__ = [
     "check_obs_keys",
     "checked",
     "count_matrix",
+    "row_blocks",
     "draw_codes",
     "shared_docs",
 ]
