@@ -81,3 +81,25 @@ def test_messages_on_the_page_of_failures_are_those_of_the_code(line, code):
 def test_the_page_of_failures_quotes_messages():
     assert len(QUOTED) > 25
     assert all(max(map(len, line.split("..."))) > 10 for line in QUOTED)
+
+
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "user_guide").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page):
+    """Functions and classes that a page mentions exist, under the name it gives them."""
+    named = set(re.findall(r"\b(?:sdc|scdeepclust)\.(tl|pl|model|datasets|train|nn)\.(\w+)", page.read_text()))
+    named |= set(re.findall(r"`(tl|pl|datasets)\.([a-z_]\w*)`", page.read_text()))
+    modules = {part: importlib.import_module(f"scdeepclust.{part}") for part in {part for part, _ in named}}
+    any_model = ("model", "M")
+    assert not [f"{part}.{name}" for part, name in named - {any_model} if not hasattr(modules[part], name)]
+
+
+@pytest.mark.parametrize("page", ["cheat_sheet.md", "glossary.md", "choosing.md", "coming_from.md", "faq.md"])
+def test_keys_of_a_page_are_written(page):
+    from scdeepclust.model._systems import COMMON, OF_NEW_CELLS
+
+    names = {(written.slot, written.name) for written in (*COMMON, *OF_NEW_CELLS)}
+    text = (ROOT / "docs" / "user_guide" / page).read_text()
+    assert set(re.findall(r'(obs|obsm|uns|varm|layers)\["([^"]*\{key\}[^"]*)"\]', text)) <= names
