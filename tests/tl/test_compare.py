@@ -70,6 +70,8 @@ def test_a_run_is_what_the_model_alone_gives(compared):
         model = sdc.model.GMVAE(data, n_clusters=3)
         model.train(1, 2, enable_progress_bar=False)
         np.testing.assert_array_equal(model.predict(), result.labels["gmvae_k-3_seed-1"].astype(str))
+        # that of a repeat, as `write_back` has it, and not the assignment probability
+        np.testing.assert_allclose(model.get_confidence(), result.result("gmvae_k-3_seed-1")["confidence"], rtol=1e-5)
     finally:
         scvi.settings.seed = seed
 

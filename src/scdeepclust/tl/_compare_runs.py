@@ -25,6 +25,8 @@ from scdeepclust.tl._compare_plan import OPEN, SEARCHED, Job, Run
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scdeepclust.model._base import ClusteringModel
+
 DATA = "data.h5ad"
 N_PCS, N_NEIGHBORS, N_RESTARTS = 30, 15, 10
 # Of Leiden where labels choose: from a few clusters to many. 1 is among them, the default.
@@ -46,8 +48,10 @@ def run_job(folder: str, job: Job, options: dict[str, Any]) -> None:
             adata = _data(str(place / DATA))
             started = time.perf_counter()
             fitted = _fit_model if job.fit not in _EMBEDDINGS else _fit_baseline
-            for run, result in fitted(adata, job, options):
-                seconds = time.perf_counter() - started
+            for run, result, model in fitted(adata, job, options):
+                seconds = time.perf_counter() - started  # to the labels
+                if model is not None:
+                    result["confidence"] = model.get_confidence()
                 _save(place, run, result, _scores(adata, result, options), seconds, memory.peak_mb())
     except Exception:  # noqa: BLE001  whatever it was: the other runs go on, and the file tells
         for run in job.runs:
@@ -94,7 +98,11 @@ def _data(path: str) -> AnnData:
 Result = dict[str, np.ndarray]
 
 
-def _fit_model(adata: AnnData, job: Job, options: dict[str, Any]) -> Iterator[tuple[Run, Result]]:
+# A run, what was found, and the model if it was one of this package.
+Fitted = Iterator[tuple[Run, Result, "ClusteringModel | None"]]
+
+
+def _fit_model(adata: AnnData, job: Job, options: dict[str, Any]) -> Fitted:
     from scdeepclust import model as models
     from scdeepclust.model._systems import SYSTEMS
 
@@ -106,21 +114,14 @@ def _fit_model(adata: AnnData, job: Job, options: dict[str, Any]) -> Iterator[tu
     model.train(
         options["max_epochs"], options["pretrain_epochs"], accelerator=options["accelerator"], enable_progress_bar=False
     )
-    probabilities = model.predict(soft=True).to_numpy()
-    yield (
-        run,
-        {
-            "labels": probabilities.argmax(axis=1).astype(str),
-            "confidence": probabilities.max(axis=1),
-            "embedding": model.get_latent_representation(),
-        },
-    )
+    labels = model.predict(soft=True).to_numpy().argmax(axis=1).astype(str)
+    yield run, {"labels": labels, "embedding": model.get_latent_representation()}, model
 
 
-def _fit_baseline(adata: AnnData, job: Job, options: dict[str, Any]) -> Iterator[tuple[Run, Result]]:
+def _fit_baseline(adata: AnnData, job: Job, options: dict[str, Any]) -> Fitted:
     embedding = _EMBEDDINGS[job.fit](adata, job.seed, options)
     for run in job.runs:
-        yield run, {"labels": _cluster(adata, embedding, run, options["label_key"]), "embedding": embedding}
+        yield run, {"labels": _cluster(adata, embedding, run, options["label_key"]), "embedding": embedding}, None
 
 
 def _components(adata: AnnData, seed: int, options: dict[str, Any]) -> np.ndarray:

@@ -26,8 +26,8 @@ from ._module import GMVAEModule
 # A posterior whose entropy is this share of the largest possible is flat: the components have merged.
 FLAT_POSTERIOR = 0.7
 
-# Steps before the clusters start. Half of them gain nothing but time: on labelled sets the start labels of 3,000 are better
-# on average, also on sets that had no part in any choice; few cells end earlier, by epochs, for more passes lose there.
+# Steps before the clusters start. With half of them start labels are worse on average, on sets that had a part in
+# choices and on sets that had none. Few cells end earlier, by passes over the data, for more passes lose there.
 N_STEPS = 3000
 
 # With fewer components than this in use (the exponential of the entropy of their sizes), one has taken all cells.
