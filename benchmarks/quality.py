@@ -131,7 +131,7 @@ def keep_labels(data: str, seed: int, wanted: set[str], results: Iterable[Labels
     CACHE.mkdir(parents=True, exist_ok=True)
     for result in found:
         codes = np.unique(result.labels.astype(str), return_inverse=True)[1].astype(np.int16)
-        np.save(CACHE / f"{data}:{result.method}:{seed}.npy", codes)
+        np.save(CACHE / f"{data}__{result.method}__{seed}.npy", codes)
     return found
 
 
@@ -139,7 +139,7 @@ def compare_seeds() -> None:
     """One row a set and method of which the labels of several seeds are in the cache."""
     runs: dict[tuple[str, str], list[np.ndarray]] = {}
     for path in sorted(CACHE.glob("*.npy")):
-        data, method, _ = path.stem.split(":")
+        data, method, _ = path.stem.split("__")
         runs.setdefault((data, method), []).append(np.load(path))
     rows = [
         {"data": data, "method": method, "n_seeds": len(labels), **agreement(labels)}

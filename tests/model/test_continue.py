@@ -65,7 +65,7 @@ def test_a_checkpoint_of_an_early_phase_names_the_phase_and_goes_on_with_it(mode
     assert len(set(loaded.predict())) > 1
     late = model_cls.load(keeper.best_model_path, adata)
     assert late.predict(soft=True).shape == (adata.n_obs, 4)
-    late.write_back(adata)
+    late.write_back(adata, confidence="posterior")
 
 
 class _StopPhase(Callback):
@@ -94,7 +94,7 @@ def test_a_second_call_adds_to_the_first(model_cls, adata, tmp_path):
     model.train(**SHORT)  # from the start: the phases come again
     assert len(model.phases_) == 2 * len(whole.phases_)
     sdc.pl.history(model, "loss")
-    model.write_back(adata)
+    model.write_back(adata, confidence="posterior")
     phases = adata.uns[model_cls.__name__.lower()]["phases"]
     assert sum(phases.values()) == sum(n for _, n in model.phases_)
 

@@ -49,7 +49,7 @@ def test_the_bound_in_the_history_has_its_divergence_and_uns_the_last_epoch(mode
         expected = kl.to_numpy() + reconstruction.to_numpy()
         np.testing.assert_allclose(history[f"{prefix}elbo_train"], expected, rtol=1e-6)
         assert (kl.to_numpy() > 0).all() == (model_cls is not SCDeepCluster)
-    model.write_back(key_added="k")
+    model.write_back(key_added="k", confidence="posterior")
     final = adata.uns["k"]["final"]
     assert set(final) == set(history)
     for name, value in final.items():

@@ -57,7 +57,7 @@ def test_one_population_is_one_cluster_and_four_types_are_four(system, adata):
     alone = fitted(system.name, one_population(250, 120, seed=1), None)
     assert alone.n_clusters == 1
     assert set(alone.predict()) == {"0"}
-    alone.write_back()
+    alone.write_back(confidence="posterior")
     assert list(alone.adata.obs[system.key].cat.categories) == ["0"]
     with pytest.raises(ValueError, match="one cluster"):
         sdc.tl.cluster_tree(alone)
@@ -163,7 +163,7 @@ def test_the_table_says_what_the_tree_is(adata):
 
 def test_the_tree_is_drawn_by_us_and_by_scanpy(adata):
     model = fitted("GMVAE", adata, 4)
-    model.write_back(adata)
+    model.write_back(adata, confidence="posterior")
     tree = sdc.tl.cluster_tree(model)
     ax = sdc.pl.cluster_tree(tree)
     assert [label.get_text().split()[0] for label in ax.get_yticklabels()] == tree.clusters
@@ -179,14 +179,14 @@ def test_a_tree_is_kept_with_its_results_only(adata, tmp_path):
     tree = sdc.tl.cluster_tree(model)
     with pytest.raises(ValueError, match="`key`: there are no results 'gmvae'.*write_back"):
         tree.write(adata, "gmvae")
-    model.write_back(adata)
+    model.write_back(adata, confidence="posterior")
     tree.write(adata, "gmvae")
     adata.write_h5ad(tmp_path / "a.h5ad")
     again = sc.read_h5ad(tmp_path / "a.h5ad")
     assert again.uns["gmvae"]["tree"]["splits"]["separation"].tolist() == tree.splits["separation"].tolist()
     assert sc.pl.dendrogram(again, "gmvae", show=False) is not None
     plt.close("all")
-    model.write_back(adata)
+    model.write_back(adata, confidence="posterior")
     assert "tree" not in adata.uns["gmvae"]
     adata.obs["gmvae"] = adata.obs["gmvae"].cat.rename_categories({"0": "zero"})
     with pytest.raises(ValueError, match="are not those of the tree"):

@@ -32,7 +32,7 @@ def fitted(name: str, adata, n_clusters: int = 3, **kwargs):
     model_class.setup_anndata(adata)
     model = model_class(adata, n_clusters, n_latent=8, **({"n_facets": 1} if name == "MFCVAE" else {}), **kwargs)
     model.train(pretrain_epochs=60, max_epochs=4, **QUIET)
-    model.write_back()
+    model.write_back(confidence="posterior")
     return model
 
 

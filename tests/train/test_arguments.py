@@ -200,11 +200,11 @@ def test_a_seed_of_the_models_own(adata, tmp_path):
         scvi.settings.seed = None
     np.testing.assert_array_equal(one.predict(soft=True), default.predict(soft=True))
     target = adata.copy()
-    one.write_back(target)
+    one.write_back(target, confidence="posterior")
     assert target.uns["scdeepcluster"]["seed"] == 1
     one.save(str(tmp_path / "m"))
     loaded = sdc.model.SCDeepCluster.load(str(tmp_path / "m"), adata)
-    loaded.write_back(adata)
+    loaded.write_back(adata, confidence="posterior")
     assert adata.uns["scdeepcluster"]["seed"] == 1
 
 

@@ -67,7 +67,7 @@ def test_own_genes_in_another_order_are_put_into_order(loaded, name):
             np.testing.assert_allclose(after, expected, atol=1e-4, err_msg=key)
         else:
             assert (after[:, 0] == expected[:, 0]).all(), key
-    model.write_back(key_added="mine")
+    model.write_back(key_added="mine", confidence="posterior")
     np.testing.assert_array_equal(model.adata.obs["mine"].astype(str), model.predict())
     with pytest.raises(ValueError, match="other genes than at `setup_anndata`, or in another order"):
         model.train(max_epochs=1, enable_progress_bar=False)
@@ -97,7 +97,7 @@ def test_own_data_that_are_no_counts_of_these_genes_any_more_are_refused_everywh
             call(None)
         assert traces(model.adata) == before, key
     with pytest.raises(ValueError, match=match):
-        model.write_back()
+        model.write_back(confidence="posterior")
     with pytest.raises(ValueError, match=match if "genes" not in change else "other genes"):
         model.train(max_epochs=1, enable_progress_bar=False)
 

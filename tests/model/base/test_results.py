@@ -20,13 +20,13 @@ def names(adata):
 def test_all_that_a_model_writes_is_in_its_record_and_is_removed_by_another_model(loaded, tiny, system):
     adata = tiny.copy()
     before = names(adata)
-    loaded(system.name).write_back(adata, key_added="k")
+    loaded(system.name).write_back(adata, key_added="k", confidence="posterior")
     records = {(w.slot, w.name.format(key="k")) for w in (*COMMON, *system.writes)}
     facets = {(slot, name.replace("facet1", "facet0")) for slot, name in names(adata) - before}
     assert facets == records
     adata.obs["k_mine"] = "untouched"
     other = "SCDeepCluster" if system.name != "SCDeepCluster" else "GMVAE"
-    loaded(other).write_back(adata, key_added="k")
+    loaded(other).write_back(adata, key_added="k", confidence="posterior")
     common = {(w.slot, w.name.format(key="k")) for w in COMMON}
     assert names(adata) - before - {("obs", "k_mine")} == common
     assert adata.uns["k"]["model"] == other
@@ -36,9 +36,9 @@ def test_other_keys_keep_what_they_own(loaded, tiny):
     adata = tiny.copy()
     facets, plain = loaded("MFCVAE"), loaded("GMVAE")
     for key in ("a", "a2", "a_facet1", "b"):
-        facets.write_back(adata, key_added=key)
+        facets.write_back(adata, key_added=key, confidence="posterior")
     kept = names(adata)
-    plain.write_back(adata, key_added="a")
+    plain.write_back(adata, key_added="a", confidence="posterior")
     gone = kept - names(adata)
     assert gone == {
         (w.slot, w.name.format(key="a").replace("facet0", f"facet{j}"))
@@ -51,8 +51,8 @@ def test_other_keys_keep_what_they_own(loaded, tiny):
 def test_columns_of_the_user_with_such_names_stay_when_nothing_was_written_before(loaded, tiny):
     adata = tiny.copy()
     adata.obs["gmvae_node"] = adata.obs["gmvae_facet1"] = 1.0
-    loaded("GMVAE").write_back(adata)
-    loaded("GMVAE").write_back(adata)
+    loaded("GMVAE").write_back(adata, confidence="posterior")
+    loaded("GMVAE").write_back(adata, confidence="posterior")
     assert {"gmvae_node", "gmvae_facet1"} <= set(adata.obs)  # GMVAE writes neither
 
 
@@ -78,5 +78,5 @@ def test_keys_that_would_overwrite_what_the_model_reads(loaded, tiny, key):
     model = loaded("GMVAE")
     before = names(model.adata)
     with pytest.raises(ValueError, match=f"`key_added`.*{key!r}"):
-        model.write_back(key_added=key)
+        model.write_back(key_added=key, confidence="posterior")
     assert names(model.adata) == before

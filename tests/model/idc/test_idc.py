@@ -34,7 +34,7 @@ def trained():
         800, 400, n_clusters=4, n_markers=25, n_batches=2, marker_log_fold_change=2, depth=300, seed=1
     )
     model = fitted(adata, pretrain_epochs=80, max_epochs=50, target_sparsity=0.1)
-    model.write_back(adata)
+    model.write_back(adata, confidence="posterior")
     return model, adata
 
 
@@ -292,7 +292,7 @@ def test_data_with_more_genes_in_another_order(trained):
     wide = anndata.concat([extra, adata[:, ::-1]], axis=1, merge="same")
     for name in ("idc_gates",):
         del wide.layers[name]
-    model.write_back(wide)
+    model.write_back(wide, confidence="posterior")
     again = wide[:, adata.var_names]
     np.testing.assert_allclose(again.layers["idc_gates"].toarray(), adata.layers["idc_gates"].toarray(), atol=1e-5)
     assert wide.layers["idc_gates"][:, :5].nnz == 0

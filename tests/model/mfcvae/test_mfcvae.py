@@ -173,7 +173,7 @@ def test_the_loss_is_the_bound_plus_the_penalty_and_the_start_groups(crossed):
 def test_facets_are_written_back_and_survive_h5ad(crossed, tmp_path):
     adata, model = crossed
     target = adata.copy()
-    model.write_back(target)
+    model.write_back(target, confidence="posterior")
     target.write_h5ad(tmp_path / "a.h5ad")
     target = anndata.read_h5ad(tmp_path / "a.h5ad")
     for j, n_latent in ((0, 16), (1, 4)):
@@ -206,7 +206,7 @@ def test_report_and_plot(crossed):
     with pytest.raises(ValueError, match="MFCVAE model, found AnnData"):
         sdc.tl.facet_report(adata)
     target = adata.copy()
-    model.write_back(target, key_added="mine")
+    model.write_back(target, key_added="mine", confidence="posterior")
     panels = sdc.pl.facets(target, "mine", covariates="cell_type", n_genes=2)
     assert list(panels) == [ax.get_title() for ax in panels.values()] == ["mutual information", "facet 0", "facet 1"]
     for j in (0, 1):  # genes of every cluster

@@ -191,7 +191,7 @@ def test_profiles_follow_the_markers_of_the_cells_of_a_node(adata):
 
 def test_what_is_written_back(adata):
     model = fitted(adata, grid=(3, 4))
-    model.write_back()
+    model.write_back(confidence="posterior")
     assert {"somvae_node", "somvae_row", "somvae_column", "somvae_distance"} <= set(adata.obs)
     assert adata.obsm["X_somvae_map"].shape == (adata.n_obs, 2)
     assert adata.varm["somvae_profiles"].shape == (adata.n_vars, 12)
@@ -204,7 +204,7 @@ def test_what_is_written_back(adata):
 def test_profiles_are_written_to_data_with_more_genes(adata):
     some = adata[:, 20:180].copy()
     model = fitted(some, grid=(3, 4))
-    model.write_back(adata)
+    model.write_back(adata, confidence="posterior")
     profiles = adata.varm["somvae_profiles"]
     assert np.isnan(profiles[:20]).all()
     np.testing.assert_allclose(profiles[20:180], model.get_node_profiles(), rtol=1e-5)
@@ -284,7 +284,7 @@ def test_the_matrix_of_a_markov_chain_is_recovered_from_sequences(course, tmp_pa
     silent = model.transition_counts_.sum(axis=1) < 5
     assert nodes.isna().all(axis=1).to_numpy().tolist() == silent.tolist()
     assert "smoothness_train" in model.history
-    model.write_back()
+    model.write_back(confidence="posterior")
     assert course.uns["somvae"]["stationary_distribution"].sum() == pytest.approx(1)
     control = sdc.tl.time_control(model, n_permutations=5)
     assert control.loc["direction", "observed"] > 0.8
@@ -403,7 +403,7 @@ def test_new_cells_need_no_time(course):
 def drawn(_course):
     scvi.settings.seed = 0
     adata = _course.copy()
-    fitted(adata, 5, 2, setup=SEQUENCES, grid=(4, 5)).write_back()
+    fitted(adata, 5, 2, setup=SEQUENCES, grid=(4, 5)).write_back(confidence="posterior")
     return adata
 
 
@@ -466,7 +466,7 @@ def test_drawings_say_what_is_missing(drawn, adata):
         sdc.pl.som(drawn, "other")
     with pytest.raises(ValueError, match="'no_gene' is none of"):
         sdc.pl.som(drawn, color="no_gene")
-    fitted(adata).write_back()
+    fitted(adata).write_back(confidence="posterior")
     with pytest.raises(ValueError, match="no transitions"):
         sdc.pl.transitions(adata)
 
