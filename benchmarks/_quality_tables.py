@@ -73,7 +73,7 @@ def score_table(rows: pd.DataFrame, value: str, methods: tuple[str, ...]) -> str
 def mean_rows(table: pd.DataFrame) -> list[tuple[str, list[str]]]:
     """The groups of sets over which there are means."""
     old, new = ([d for d in names if d in table.index] for names in (DATASETS, NEW_DATASETS))
-    groups = [("mean", old + new), ("sets of the development", old), ("sets that were new in November 2026", new)]
+    groups = [("mean", old + new), ("sets of the development", old), ("new sets", new)]
     return [(text, sets) for text, sets in groups if sets]
 
 
