@@ -18,7 +18,7 @@ MARGIN = 0.01
 
 
 def kept_company(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Element-centric similarity of each cell (n,) in two clusterings :cite:`Gates19`.
+    """Element-centric similarity of each cell (n,) in two clusterings (Gates et al., Scientific Reports 2019).
 
     For clusters without overlap the affinities by personalised random walks come down to the number of cells that the
     clusters of a cell share, over the size of the larger one.

@@ -89,9 +89,9 @@ def load(name: str) -> AnnData | None:
     import anndata
     import scanpy as sc
 
-    if name == "pbmc68k_reduced":
-        import scdeepclust as sdc
+    import scdeepclust as sdc
 
+    if name == "pbmc68k_reduced":
         adata = sdc.datasets.pbmc68k_reduced()
         if "counts" in adata.layers:
             adata.X = adata.layers["counts"].copy()
@@ -107,7 +107,7 @@ def load(name: str) -> AnnData | None:
     sc.pp.normalize_total(adata, target_sum=1e4)
     sc.pp.log1p(adata)
     if adata.n_vars > N_TOP_GENES:
-        sc.pp.highly_variable_genes(adata, n_top_genes=N_TOP_GENES, flavor="seurat", subset=True)
+        adata = adata[:, sdc.tl.select_genes(adata, N_TOP_GENES, layer="counts")].copy()
     return adata
 
 

@@ -47,7 +47,8 @@ def compare(
     again, only what is missing is done; more methods, seeds and numbers of clusters may be asked for then. Runs go
     through joblib: processes on this machine, or ``with joblib.parallel_config(backend="ray")`` (after
     ``ray.util.joblib.register_ray()``) or ``backend="dask"`` (with a ``dask.distributed.Client``) those of a cluster,
-    whose machines have to see the folder. A run whose worker is lost is tried again.
+    whose machines have to see the folder. A run whose worker is lost is tried again. Confidence takes a model of this
+    package another one and a half fits, which do not count among the seconds of its run.
 
     Parameters
     ----------

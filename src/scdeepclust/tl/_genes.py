@@ -1,4 +1,4 @@
-"""Which genes to cluster by: one choice for the command line, the comparison, the benchmarks and the guide."""
+"""Which genes to cluster by: one choice for the command line, the comparison and the guide."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def select_genes(
 
     Genes are ranked by their dispersion among genes of like mean, in counts per 10,000
     (:func:`scanpy.pp.highly_variable_genes`, flavour ``"seurat"``). Which genes are taken can matter more than the
-    model: see the benchmark of gene selections.
+    model.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def select_genes(
     Raises
     ------
     ValueError
-        If there is no such layer or column, or if a cell has no counts in the genes that were chosen.
+        If there is no such layer or column, the values are no counts, or a cell has none in the genes that were chosen.
 
     Examples
     --------
@@ -67,8 +67,9 @@ def select_genes(
     500
     >>> adata = adata[:, genes].copy()
     """
-    from scdeepclust.model._base import check_obs_keys, row_blocks
+    from scdeepclust.model._base import check_anndata, check_obs_keys, row_blocks
 
+    check_anndata(adata, layer)  # values on a log scale would be taken without a word, and choose other genes
     check_obs_keys(adata, {"batch_key": batch_key})
     chosen = variable_genes(adata, layer, batch_key, n_top_genes, seed)
     if not chosen.all():
