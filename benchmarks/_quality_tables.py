@@ -35,7 +35,7 @@ def name_of(method: str) -> str:
     stem, _, how = method.partition("+")
     if stem in BASELINES:
         return f"{BASELINES[stem]} + {CLUSTERERS[how]}"
-    return next(f"`{system.name}`" for system in SYSTEMS if system.key == stem)
+    return next(system.name for system in SYSTEMS if system.key == stem)
 
 
 def per_set(rows: pd.DataFrame, value: str, how: str = "mean") -> pd.DataFrame:
@@ -52,21 +52,19 @@ def per_set(rows: pd.DataFrame, value: str, how: str = "mean") -> pd.DataFrame:
 
 
 def score_table(rows: pd.DataFrame, value: str, methods: tuple[str, ...]) -> str:
-    """A score of each set by these methods, mean ± sd over seeds; then means over the sets."""
+    """A score of each set by these methods, mean over seeds; then means over the sets, and the spread of the seeds."""
     mean, sd = per_set(rows, value), per_set(rows, value, "std")
     methods = tuple(method for method in methods if method in mean.columns)
     lines = [["data", *map(name_of, methods)]]
     for data in mean.index:
-        cells, best = [], mean.loc[data, list(methods)].max()
-        for method in methods:
-            score = mean.loc[data, method]
-            spread = sd[method].get(data, np.nan) if method in sd else np.nan
-            text = "-" if np.isnan(score) else f"{score:.3f}"
-            text = f"**{text}**" if score >= best - 5e-4 else text
-            cells.append(text if np.isnan(spread) else f"{text} ± {spread:.3f}")
-        lines.append([data, *cells])
+        best = mean.loc[data, list(methods)].max()
+        texts = ["-" if np.isnan(score) else f"{score:.3f}" for score in mean.loc[data, list(methods)]]
+        highest = mean.loc[data, list(methods)] >= best - 5e-4
+        lines.append([data, *(f"**{text}**" if top else text for text, top in zip(texts, highest, strict=True))])
     for text, sets in mean_rows(mean):
         lines.append([f"*{text}*", *(average(mean.loc[sets, method]) for method in methods)])
+    spreads = [sd[method].median() if method in sd else np.nan for method in methods]
+    lines.append(["*median sd over seeds*", *("-" if np.isnan(spread) else f"{spread:.3f}" for spread in spreads)])
     return markdown(lines)
 
 

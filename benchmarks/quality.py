@@ -163,7 +163,7 @@ Same cells and genes for all methods: {N_TOP_GENES} highly variable genes (flavo
 10,000 a cell; all genes where there are fewer). PCA and Harmony see each gene standardised (clipped at 10) and
 {N_PCS} components, Leiden {N_NEIGHBORS} nearest neighbours; k-means has {N_RESTARTS} restarts; everything else is at
 its default. scVI, Harmony and the models of this package are told the batches where the data have some; without
-batches Harmony is PCA. One thread. Mean ± standard deviation over the seeds; the best mean of a row is bold.""",
+batches Harmony is PCA. One thread. Means over the seeds; the best of a row is bold.""",
         """\
 What a method was told does not compare with what another one had to find, so there is a table for each. Defaults of
 this package up to version 0.1 were chosen on the first nine sets; the nine below them had no part in that, but for the
