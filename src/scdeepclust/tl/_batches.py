@@ -101,7 +101,7 @@ def check_batches(
     table["batch"] = np.asarray(batches.categories)[largest]
     table["share"] = composition[np.arange(len(names)), largest] / np.maximum(table["n_cells"].to_numpy(), 1)
     table["expected"] = expected[largest]
-    rep = use_rep or ResultKeys(key).embedding
+    rep = ResultKeys(key).embedding if use_rep is None else use_rep
     if use_rep is not None and rep not in adata.obsm:
         raise ValueError(f"`use_rep`: there is no {rep!r} in `adata.obsm`; found {list(adata.obsm)}.")
     table["mixing"] = (

@@ -262,3 +262,15 @@ def test_prediction_sets_hold_the_cluster_of_the_cell_and_few_others():
     for alpha in (0, 1, 2):
         with pytest.raises(ValueError, match="`alpha` must be above 0 and below 1"):
             sdc.tl.prediction_sets(model, alpha=alpha)
+
+
+@pytest.mark.parametrize("value", ["", 0, [], np.array([True, False]), "sure"])
+def test_what_is_no_confidence_is_refused(value):
+    adata = sdc.datasets.simulate_counts(60, 40, n_clusters=2)
+    sdc.model.SCDeepCluster.setup_anndata(adata)
+    model = sdc.model.SCDeepCluster(adata, 2)
+    model.train(1, 1, enable_progress_bar=False)
+    for call in (model.write_back, model.get_confidence):
+        with pytest.raises(ValueError, match="`confidence` must be one of 'repeat', 'posterior'"):
+            call(confidence=value)
+    assert "scdeepcluster" not in adata.obs

@@ -307,12 +307,12 @@ class ClusteringModel(
         if target is None:
             raise ValueError("`adata` is needed: this model was loaded without data.")
         keys = ResultKeys(check_key(key_added, self))
-        if confidence is None and not self._knows_repeats:
-            warnings.warn(
-                f"The confidence is the highest assignment probability: {self._without_repeats()}", stacklevel=2
-            )
-            confidence = "posterior"
-        confidence = confidence or "repeat"
+        if confidence is None:
+            confidence = "repeat" if self._knows_repeats else "posterior"
+            if not self._knows_repeats:
+                warnings.warn(
+                    f"The confidence is the highest assignment probability: {self._without_repeats()}", stacklevel=2
+                )
         check_choice("confidence", confidence, get_args(Confidence))
         # everything is computed before anything is written, so that a failure leaves `adata` as it was
         cells = self._validate_anndata(adata)
