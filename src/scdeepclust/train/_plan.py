@@ -111,7 +111,10 @@ class ClusteringPlan(TrainingPlan):
         )
         self.interrupted = False
         self._values: dict[str, dict[int, float]] = defaultdict(dict)
-        self._sums: dict[str, dict[str, Tensor]] = {"train": {}, "validation": {}}
+        # over the cells of the epoch so far: names, sums of their values, number of cells
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._sums: dict[str, Tensor | None] = {"train": None, "validation": None}
+        self._n = {"train": 0, "validation": 0}
         self._first_bad_loss: Tensor | None = None  # on a GPU; 0 as long as all are finite
 
     @property
@@ -180,9 +183,14 @@ class ClusteringPlan(TrainingPlan):
 
     def on_before_optimizer_step(self, optimizer):
         """Take no step along a loss that is not finite: until somebody looks, the culprit is to be told from others."""
-        if self._first_bad_loss is not None:
-            for gradient in (p.grad for p in self.module.parameters() if p.grad is not None):
-                gradient.masked_fill_(self._first_bad_loss != 0, 0)
+        if self._first_bad_loss is None:
+            return
+        bad = self._first_bad_loss != 0
+        if getattr(optimizer, "_step_supports_amp_scaling", False):  # a fused step leaves itself out
+            optimizer.found_inf = bad.float()
+            return
+        for gradient in (p.grad for p in self.module.parameters() if p.grad is not None):
+            gradient.masked_fill_(bad, 0)
 
     def validation_step(self, batch, batch_idx):
         """Loss of one held-out minibatch."""
@@ -190,30 +198,25 @@ class ClusteringPlan(TrainingPlan):
 
     def _accumulate(self, output: LossOutput, mode: str) -> None:
         """Add the terms of one minibatch to sums over cells, so that logging costs nothing per step."""
-        n = output.n_obs_minibatch
-        terms = {
-            "loss": output.loss * n,
-            "reconstruction_loss": output.reconstruction_loss_sum,
-            "kl_local": output.kl_local_sum,
-            "n": torch.full((), float(n), device=output.loss.device),
-        }
-        terms |= {name: value * n for name, value in output.extra_metrics.items()}
-        sums = self._sums[mode]
-        for name, value in terms.items():
-            value = torch.as_tensor(value, dtype=torch.float32, device=output.loss.device).detach()
-            sums[name] = sums[name] + value if name in sums else value
+        n, extra = output.n_obs_minibatch, output.extra_metrics
+        means, sums = [output.loss, *extra.values()], [output.reconstruction_loss_sum, output.kl_local_sum]
+        # stacked: a GPU takes longer to be told of a sum than to do it
+        stacked = [torch.stack([torch.as_tensor(value).detach() for value in values]) for values in (means, sums)]
+        values = torch.cat([stacked[0] * n, stacked[1]]).float()
+        self._names[mode] = ("loss", *extra, "reconstruction_loss", "kl_local")
+        self._n[mode] += n
+        self._sums[mode] = values if self._sums[mode] is None else self._sums[mode] + values
 
     def _log_epoch(self, mode: str) -> None:
-        sums, self._sums[mode] = self._sums[mode], {}
-        if not sums:
+        sums, n = self._sums[mode], self._n[mode]
+        self._sums[mode], self._n[mode] = None, 0
+        if sums is None:
             return
-        names = list(sums)
-        totals = torch.stack([sums[name] for name in names])
+        totals = torch.cat([sums, sums.new_tensor([n])])
         if self.trainer.world_size > 1:
             totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
-        means = dict(zip(names, (totals / totals[names.index("n")]).tolist(), strict=True))
+        means = dict(zip(self._names[mode], (totals[:-1] / totals[-1]).tolist(), strict=True))
         loss = means.pop("loss")
-        del means["n"]
         metrics = {f"{name}_{mode}": value for name, value in means.items()}
         metrics[f"elbo_{mode}"] = means["reconstruction_loss"] + means["kl_local"]
         metrics["train_loss" if mode == "train" else "validation_loss"] = loss
