@@ -84,8 +84,11 @@ class Labels:
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 
-def load(name: str) -> AnnData | None:
-    """Counts in ``layers["counts"]``, log-normalised values in ``X``, selected genes only; None if there is no file."""
+def load(name: str, n_top_genes: int | None = N_TOP_GENES) -> AnnData | None:
+    """Counts in ``layers["counts"]``, log-normalised values in ``X``, selected genes only; None if there is no file.
+
+    All genes with ``n_top_genes=None``.
+    """
     import anndata
     import scanpy as sc
 
@@ -106,8 +109,8 @@ def load(name: str) -> AnnData | None:
     adata.layers["counts"] = adata.X.copy()
     sc.pp.normalize_total(adata, target_sum=1e4)
     sc.pp.log1p(adata)
-    if adata.n_vars > N_TOP_GENES:
-        adata = adata[:, sdc.tl.select_genes(adata, N_TOP_GENES, layer="counts")].copy()
+    if n_top_genes is not None and adata.n_vars > n_top_genes:
+        adata = adata[:, sdc.tl.select_genes(adata, n_top_genes, layer="counts")].copy()
     return adata
 
 

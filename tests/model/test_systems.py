@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import anndata
 import pytest
-import scvi
 import typer
 
 import scdeepclust as sdc
@@ -16,7 +14,6 @@ from scdeepclust.model._systems import COMMON, SYSTEMS
 
 ROOT = Path(__file__).parents[2]
 KEYS = [system.key for system in SYSTEMS]
-SLOTS = ("obs", "var", "obsm", "varm", "layers", "obsp", "varp", "uns")
 
 each_system = pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.key)
 
@@ -83,25 +80,5 @@ def test_page_of_a_system_names_what_it_writes(system):
         assert f"`{name}`" in page
 
 
-@each_system
-def test_write_back_writes_what_the_record_says(system, adata, monkeypatch):
-    monkeypatch.setattr(scvi.settings, "seed", 0)
-    model_cls = getattr(sdc.model, system.name)
-    model_cls.setup_anndata(adata, batch_key="batch")
-    model = model_cls(adata, n_clusters=4, n_hidden=16)
-    model.train(pretrain_epochs=2, max_epochs=1, accelerator="cpu", enable_progress_bar=False)
-    before = names_in(adata)
-    model.write_back(adata)
-    new = names_in(adata) - before
-    expected = {(slot, name) for slot, name, _ in written(COMMON + system.writes, system.key)}
-    # the record names one facet for all of them
-    assert {(slot, re.sub(r"_facet\d+", "_facet0", name)) for slot, name in new} == expected
-    assert expected <= new
-
-
 def written(things, key: str) -> list[tuple[str, str, str]]:
     return [(thing.slot, thing.name.format(key=key), thing.what) for thing in things]
-
-
-def names_in(adata: anndata.AnnData) -> set[tuple[str, str]]:
-    return {(slot, name) for slot in SLOTS for name in getattr(adata, slot)}
