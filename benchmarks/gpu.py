@@ -170,7 +170,7 @@ def page(rows: pd.DataFrame) -> None:
             [
                 row.model, f"{row.batch_size}", row.precision, f"{row.ms_a_step:.2f}", f"{ratio:.1f}",
                 f"{min(1.0, row.busy_ms_a_step / row.ms_a_step):.0%}",
-                "-" if np.isnan(row.fit_s) else f"{row.fit_s:.0f}", "-" if np.isnan(row.ari) else f"{row.ari:.2f}",
+                "-" if np.isnan(row.fit_s) else f"{row.fit_s:.0f} ({row.fit_steps:,.0f} steps)", "-" if np.isnan(row.ari) else f"{row.ari:.2f}",
             ]
         )  # fmt: skip
     first = rows.iloc[0]
