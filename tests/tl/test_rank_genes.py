@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import scanpy as sc
 import scvi
-from scipy.stats import kstest
+from scipy.stats import kstest, norm
 
 import scdeepclust as sdc
 from scdeepclust.model._systems import SYSTEMS
-from scdeepclust.tl._rank_genes import _named
+from scdeepclust.tl._rank_genes import _named, _of_all
 from scdeepclust.tl._unused_counts import gene_test
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
@@ -80,10 +80,11 @@ def test_a_population_cut_in_two_has_no_markers():
         assert (table["pvals_adj"] < 0.05).sum() <= 1
         halves = model._halves(np.arange(300), 1, independent=True)[0]
         labels = (model.adata.obs["cut"] == "high").to_numpy().astype(int)
-        p = [gene_test(halves.counts[1 - i], _named(halves.points[i], labels) == 1).p for i in (0, 1)]
+        tests = [gene_test(halves.counts[1 - i], _named(halves.points[i], labels) == 1) for i in (0, 1)]
+        p = [test.p for test in tests]
         everywhere.append(p[0])
         table = sdc.tl.rank_genes(model, "cut", n_halvings=1).query("group == 'high'").set_index("names")["pvals"]
-        np.testing.assert_allclose(table[model.gene_names_], np.minimum(p[0] + p[1], 1))
+        np.testing.assert_allclose(table[model.gene_names_], _of_all(p, [test.score for test in tests]))
         circular = gene_test(halves.counts[0] + halves.counts[1], labels == 1).p
         assert kstest(circular, "uniform").pvalue < 1e-3
     assert kstest(np.concatenate(everywhere), "uniform").pvalue > 0.01
@@ -113,3 +114,19 @@ def test_mistakes_are_named(adata):
         sdc.tl.rank_genes(adata)
     with pytest.raises(RuntimeError, match="train"):
         sdc.tl.rank_genes(sdc.model.SCDeepCluster(adata, 3))
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_one_p_value_of_several_is_never_too_small_and_keeps_what_all_say(shared):
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=20_000)
+    z = np.sqrt(shared) * common + np.sqrt(1 - shared) * rng.normal(size=(4, 20_000))
+    p = _of_all(list(2 * norm.sf(np.abs(z))), list(z))
+    assert kstest(p, "uniform", alternative="greater").pvalue > 0.01
+    if shared == 1:
+        assert kstest(p, "uniform").pvalue > 0.01  # four times the same says what one of them says
+    one = 2 * norm.sf(3.0)
+    same, torn = [np.full(1, one)] * 2, [np.ones(1), -np.ones(1)]
+    np.testing.assert_allclose(_of_all(same, [np.ones(1)] * 2), one)
+    np.testing.assert_allclose(_of_all(same, torn), 1)
+    assert _of_all([np.zeros(1)] * 2, [np.ones(1)] * 2)[0] < 1e-200
