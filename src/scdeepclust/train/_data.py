@@ -59,6 +59,17 @@ def _counts(x: csr_matrix) -> Counts:
     return Counts(row, col, value, n_cells=x.shape[0], n_genes=x.shape[1])
 
 
+def converted(block: Block, sparse: bool) -> dict[str, np.ndarray | Counts]:
+    """The same cells with their sparse counts as non-zero entries, or dense for who reads loaders of scvi-tools."""
+    convert = _counts if sparse else csr_matrix.toarray
+    return {key: convert(csr_matrix(value)) if issparse(value) else value for key, value in block.items()}
+
+
+def tensors_of(block: Block, sparse: bool) -> Minibatch:
+    """A block of cells as a minibatch."""
+    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in converted(block, sparse).items()}
+
+
 class CountsDataset(AnnTorchDataset):
     """Rows of an AnnData object as tensors, with the row numbers under :data:`CELL_INDEX`."""
 
@@ -105,12 +116,11 @@ class CountsDataset(AnnTorchDataset):
         if self._read_counts is not None:
             return self.read(np.concatenate(blocks))
         parts = [self.read(rows) for rows in blocks]
-        return {key: _stack([part[key] for part in parts]) for key in parts[0]}
+        return {key: stacked([part[key] for part in parts]) for key in parts[0]}
 
     def convert(self, block: Block) -> dict[str, np.ndarray | Counts]:
         """What a minibatch holds: sparse counts as non-zero entries, or dense for loaders of scvi-tools."""
-        sparse = _counts if self.load_sparse_tensor else csr_matrix.toarray
-        return {key: sparse(csr_matrix(value)) if issparse(value) else value for key, value in block.items()}
+        return converted(block, self.load_sparse_tensor)
 
 
 class CountsManager(AnnDataManager):
@@ -221,8 +231,7 @@ class BlockShuffleLoader:
             shuffled = torch.randperm(len(buffer[CELL_INDEX]), generator=self.buffer_order)
             shuffled = _at_least(shuffled, self._n_minibatches(len(chosen)))
             for rows in shuffled.tensor_split(self._n_minibatches(len(chosen))):
-                block = self.dataset.convert({key: value[rows.numpy()] for key, value in buffer.items()})
-                yield {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in block.items()}
+                yield tensors_of({key: value[rows.numpy()] for key, value in buffer.items()}, sparse=True)
 
 
 def _at_least(order: torch.Tensor, n: int) -> torch.Tensor:
@@ -230,7 +239,8 @@ def _at_least(order: torch.Tensor, n: int) -> torch.Tensor:
     return torch.cat([order, order[: n - len(order)]]) if len(order) < n else order
 
 
-def _stack(parts: list[np.ndarray | csr_matrix]) -> np.ndarray | csr_matrix:
+def stacked(parts: list[np.ndarray | csr_matrix]) -> np.ndarray | csr_matrix:
+    """Data of runs of cells, one after the other."""
     return vstack(parts, format="csr") if issparse(parts[0]) else np.concatenate(parts)
 
 
