@@ -6,7 +6,8 @@ targets and start labels cannot find their cells, so it has to be there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
@@ -74,13 +75,22 @@ class DataModuleCells:
             yield block
         if n_seen != self.n_obs:
             raise ValueError(
-                f"`datamodule.inference_dataloader()` yields {n_seen} cells, but `datamodule.n_obs` is {self.n_obs}. It "
-                "has to yield each cell once."
+                f"`datamodule.inference_dataloader()` yields {n_seen} cells, but `datamodule.n_obs` is {self.n_obs}. "
+                "It has to yield each cell once."
             )
 
     def training(self) -> Iterator[Block]:
         """Minibatches to train on."""
         return self._prepared(self.datamodule.train_dataloader(), "train_dataloader")
+
+    def n_minibatches(self) -> int:
+        """Minibatches an epoch: as the loader says, or as one epoch has."""
+        loader = self.datamodule.train_dataloader()
+        return len(loader) if hasattr(loader, "__len__") else self._n_minibatches
+
+    @cached_property
+    def _n_minibatches(self) -> int:
+        return sum(1 for _ in self.training())
 
     def held_out(self) -> Iterator[Block]:
         """Minibatches to validate on; none where the datamodule holds out no cells."""
@@ -182,8 +192,8 @@ class MinibatchForm:
             return in_order
         if key is None:
             raise ValueError(
-                f"`{where}`: a minibatch does not say which cells it holds, so that targets and start labels cannot find "
-                f"them. Put their row numbers (0 to n_obs - 1, as `inference_dataloader()` orders them) into it as "
+                f"`{where}`: a minibatch does not say which cells it holds, so that targets and start labels cannot "
+                f"find them. Put their row numbers (0 to n_obs - 1, as `inference_dataloader()` orders them) into it as "
                 f"{REGISTRY_KEYS.INDICES_KEY!r}; annbatch yields them with `Loader(..., return_index=True)`."
             )
         index = _column(given[key]).ravel().astype(np.int64)
@@ -270,7 +280,7 @@ class DataModuleLoaders(pl.LightningDataModule):
 
     def train_dataloader(self) -> _Tensors:
         """Minibatches to train on, as the datamodule shuffles them."""
-        return _Tensors(self.cells.training)
+        return _Tensors(self.cells.training, self.cells.n_minibatches)
 
     def val_dataloader(self) -> _Tensors:
         """Minibatches to validate on."""
@@ -284,11 +294,17 @@ class DataModuleLoaders(pl.LightningDataModule):
 class _Tensors:
     """A loader that starts anew each epoch."""
 
-    def __init__(self, blocks):
-        self.blocks = blocks
+    def __init__(self, blocks: Callable[[], Iterator[Block]], n_minibatches: Callable[[], int] | None = None):
+        self.blocks, self.n_minibatches = blocks, n_minibatches
 
     def __iter__(self) -> Iterator[Minibatch]:
         return (tensors_of(block, sparse=True) for block in self.blocks())
+
+    def __len__(self) -> int:
+        """Minibatches an epoch: what fades in over a phase has to know."""
+        if self.n_minibatches is None:
+            raise TypeError("nobody has counted the minibatches")
+        return self.n_minibatches()
 
 
 def len_of(x: csr_matrix) -> int:

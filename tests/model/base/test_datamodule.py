@@ -274,8 +274,8 @@ def test_bad_minibatches_are_refused_by_name(adata, change, match):
 
 def test_each_cell_comes_once(adata):
     datamodule = Cells(adata)
-    datamodule.n_obs = 500
-    refused(datamodule, r"yields 400 cells, but `datamodule.n_obs` is 500")
+    datamodule.inference_dataloader = lambda: [datamodule.minibatch(np.arange(300))]
+    refused(datamodule, r"yields 300 cells, but `datamodule.n_obs` is 400")
 
 
 def test_other_genes_are_refused(adata, cells):
