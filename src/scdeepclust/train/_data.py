@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import cached_property
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from anndata.experimental import AnnCollection
 from scipy.sparse import csr_matrix, issparse, vstack
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnTorchDataset
@@ -51,6 +53,31 @@ def is_collection(adata: AnnData) -> bool:
     return not issubclass(type(adata), AnnData)
 
 
+def files_reader(counts: Any) -> Callable[[np.ndarray], csr_matrix] | None:
+    """A function that reads any rows of a layer of a collection, each run of rows as one slice of its file.
+
+    The collection itself reads row by row. None where it changes what it reads, or is a part of another one.
+    """
+    collection, layer = counts.collection, counts.key
+    if not isinstance(collection, AnnCollection) or collection.convert is not None:
+        return None
+    starts = np.array([0, *collection.limits])
+    parts = [part.layers[layer] for part in collection.adatas]
+
+    def read(rows: np.ndarray) -> csr_matrix:
+        file = np.searchsorted(starts, rows, side="right") - 1
+        ends = np.flatnonzero((np.diff(rows) != 1) | (np.diff(file) != 0)) + 1
+        blocks = []
+        for run in np.split(rows, ends):
+            i = np.searchsorted(starts, run[0], side="right") - 1
+            block = csr_matrix(parts[i][run[0] - starts[i] : run[-1] + 1 - starts[i]])
+            genes = collection.adatas_vidx[i]
+            blocks.append(block if genes is None else block[:, genes])
+        return vstack(blocks, format="csr")
+
+    return read
+
+
 def _counts(x: csr_matrix) -> Counts:
     """Non-zero entries of a block of cells."""
     x.eliminate_zeros()  # a stored zero is no count, and the block is a copy
@@ -76,7 +103,8 @@ class CountsDataset(AnnTorchDataset):
     @cached_property
     def _read_counts(self) -> Callable[[np.ndarray], csr_matrix] | None:
         """How to read any rows of the counts at once, where there is a way."""
-        return annbatch_reader(self.data.get(REGISTRY_KEYS.X_KEY))
+        counts = self.data.get(REGISTRY_KEYS.X_KEY)
+        return files_reader(counts) if is_collection(self.adata_manager.adata) else annbatch_reader(counts)
 
     @cached_property
     def _in_a_file(self) -> bool:

@@ -130,7 +130,7 @@ def test_every_model_trains_and_answers(adata, cells, name, tmp_path):
     model = trained(model_cls, cells, pretrain_epochs=8, max_epochs=2, **small)
     assert set(model.predict()) <= {"0", "1", "2", "3"}
     z = model.get_latent_representation()
-    assert z.shape == (adata.n_obs, 4)
+    assert z.shape == (adata.n_obs, 8 if name == "MFCVAE" else 4)  # both facets
     # the same cells, however they come in
     loader = cells.inference_dataloader()
     np.testing.assert_allclose(model.get_latent_representation(dataloader=loader), z, atol=1e-5)
