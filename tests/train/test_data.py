@@ -251,6 +251,7 @@ def test_a_collection_of_files_is_read_in_blocks(adata, tmp_path, monkeypatch):
     expected = adata[:, list(collection.var_names)].X.toarray()
     assert set(collection.var_names) == set(shared)
     dataset = CountsDataset(SCDeepCluster._get_most_recent_anndata_manager(collection), load_sparse_tensor=True)
+    assert dataset[np.arange(2)]["X"].n_cells == 2
     monkeypatch.setattr(type(collection.collection), "__getitem__", None)  # its own way of reading
     for rows in (np.arange(160, 180), np.array([399, 3, 4, 200, 200]), np.arange(400)):
         block = dataset[rows]

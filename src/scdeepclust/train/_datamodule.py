@@ -193,7 +193,7 @@ class MinibatchForm:
         if key is None:
             raise ValueError(
                 f"`{where}`: a minibatch does not say which cells it holds, so that targets and start labels cannot "
-                f"find them. Put their row numbers (0 to n_obs - 1, as `inference_dataloader()` orders them) into it as "
+                "find them. Put their row numbers (0 to n_obs - 1, as `inference_dataloader()` orders them) into it as "
                 f"{REGISTRY_KEYS.INDICES_KEY!r}; annbatch yields them with `Loader(..., return_index=True)`."
             )
         index = _column(given[key]).ravel().astype(np.int64)
