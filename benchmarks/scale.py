@@ -2,7 +2,7 @@
 
 Counts of 4000 genes are simulated and stored; every measurement then runs in a process of its own, which reads them,
 trains a few epochs of each phase and predicts. Peak memory is that of the whole process. One thread. With "-backed"
-behind the name of a model the counts stay in their (uncompressed) file.
+behind the name of a model the counts stay in their (uncompressed) file, with "-files" in four files of equal size.
 
     python benchmarks/scale.py                                        # what is missing
     python benchmarks/scale.py --sizes 10000,20000 --models scdeepcluster --again
@@ -31,17 +31,38 @@ SIZES = (10_000, 25_000, 50_000, 100_000, 200_000)
 N_GENES = 4000
 N_CLUSTERS = 10
 TRAIN_SIZE = 0.95
+N_FILES = 4
 N_EPOCHS = 4  # of each phase; the first one, which warms caches, is not counted
 
 
 # ---- one measurement, in its own process -----------------------------------------------------------------------------
 
 
+def as_files(path: Path) -> Any:
+    """The same cells in four files, as one object that reads them."""
+    import anndata
+    from anndata.experimental import AnnCollection
+    from scvi.dataloaders import CollectionAdapter
+
+    whole = anndata.read_h5ad(path, backed="r")
+    bounds = np.linspace(0, whole.n_obs, N_FILES + 1).astype(int)
+    parts = []
+    for i, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        part = whole[start:stop].to_memory()
+        part.layers["counts"], part.X = part.X, None
+        part.write_h5ad(path.with_stem(f"part{i}"))
+        parts.append(anndata.read_h5ad(path.with_stem(f"part{i}"), backed="r"))
+    return CollectionAdapter(AnnCollection(parts, join_vars="inner", join_obs="inner"))
+
+
 def train_scdeepcluster(adata: Any) -> tuple[list[list[float]], float | None]:
     """End of each epoch of each phase, and the reconstruction of held-out cells after the first phase."""
+    import anndata
+
     import scdeepclust as sdc
 
-    sdc.model.SCDeepCluster.setup_anndata(adata)
+    layer = None if type(adata) is anndata.AnnData else "counts"
+    sdc.model.SCDeepCluster.setup_anndata(adata, layer=layer)
     model = sdc.model.SCDeepCluster(adata, n_clusters=N_CLUSTERS, tol=0.0)  # never done before the last epoch
     seconds = time_epochs(model)
     # validation in the last epoch only, which leaves the median over epochs as it is
@@ -72,6 +93,7 @@ def train_scvi(adata: Any) -> tuple[list[list[float]], float | None]:
 MODELS: dict[str, Callable[[Any], tuple[list[list[float]], float | None]]] = {
     "scdeepcluster": train_scdeepcluster,
     "scdeepcluster-backed": train_scdeepcluster,
+    "scdeepcluster-files": train_scdeepcluster,
     "scvi": train_scvi,
 }
 
@@ -82,8 +104,8 @@ def measure(model: str, path: Path) -> dict[str, Any]:
 
     one_thread()
     scvi.settings.seed = 0
-    backed = model.endswith("-backed")
-    adata = anndata.read_h5ad(path, backed="r" if backed else None)
+    backed = model.endswith(("-backed", "-files"))
+    adata = as_files(path) if model.endswith("-files") else anndata.read_h5ad(path, backed="r" if backed else None)
     before_mib = peak_mib()
     start = time.process_time()
     ends_of_phases, held_out = MODELS[model](adata)
@@ -147,7 +169,7 @@ Simulated counts of {rows.genes.iloc[0]:,} genes, {N_CLUSTERS} clusters, default
 phase and one prediction, CPU seconds of one thread (median over epochs, the first not counted). Each row is a process
 of its own; its peak memory includes Python and the libraries, about {rows.peak_before_training_mib.min():,.0f} MiB with
 the counts of the smallest data set loaded and nothing trained. scVI has one phase. Held-out loss: reconstruction of
-{1 - TRAIN_SIZE:.0%} of the cells after the first phase. "-backed": the counts stay in an uncompressed h5ad."""
+{1 - TRAIN_SIZE:.0%} of the cells after the first phase. "-backed": the counts stay in an uncompressed h5ad; "-files": in {N_FILES} of them."""
     REPORT.write("Time and memory", text, markdown(lines), "\n".join(growth), rows=rows)
 
 

@@ -234,3 +234,28 @@ def test_collections_of_files_train_too(adata, tmp_path):
     model = sdc.model.SCDeepCluster(collection, n_clusters=4)
     model.train(pretrain_epochs=2, max_epochs=1, **QUIET)
     assert len(model.predict()) == adata.n_obs
+
+
+def test_a_collection_of_files_is_read_in_blocks(adata, tmp_path, monkeypatch):
+    """Files with other genes, or in another order: counts are those of the same cell and gene."""
+    from anndata.experimental import AnnCollection
+    from scvi.dataloaders import CollectionAdapter
+
+    adata.layers["counts"] = adata.X.copy()
+    shared = adata.var_names[:-1]
+    for name, part in {"a": adata[:170], "b": adata[170:, adata.var_names[:-1][::-1]]}.items():
+        part.copy().write_h5ad(tmp_path / f"{name}.h5ad")
+    parts = [anndata.read_h5ad(tmp_path / f"{name}.h5ad", backed="r") for name in "ab"]
+    collection = CollectionAdapter(AnnCollection(parts, join_vars="inner", join_obs="inner", label="file"))
+    SCDeepCluster.setup_anndata(collection, layer="counts", batch_key="file")
+    expected = adata[:, list(collection.var_names)].X.toarray()
+    assert set(collection.var_names) == set(shared)
+    dataset = CountsDataset(SCDeepCluster._get_most_recent_anndata_manager(collection), load_sparse_tensor=True)
+    assert dataset[np.arange(2)]["X"].n_cells == 2
+    monkeypatch.setattr(type(collection.collection), "__getitem__", None)  # its own way of reading
+    for rows in (np.arange(160, 180), np.array([399, 3, 4, 200, 200]), np.arange(400)):
+        block = dataset[rows]
+        np.testing.assert_array_equal(block["X"].to_dense().numpy(), expected[rows])
+        np.testing.assert_array_equal(block["batch"].ravel(), rows >= 170)
+    block = dataset.read_blocks([np.arange(300, 310), np.arange(165, 175)])
+    np.testing.assert_array_equal(block["X"].toarray(), expected[[*range(300, 310), *range(165, 175)]])

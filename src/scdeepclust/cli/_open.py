@@ -94,7 +94,13 @@ def _as_one(found: Sequence[Found], names: Sequence[str]) -> tuple[AnnData, str 
         index_unique=None if unique else "-",
         merge="same",
     )
-    messages.print(escape(f"{adata.n_obs:,} cells of {len(parts)} files, {len(shared):,} genes that all have ({each})"))
+    left_out = len(set().union(*(part.var_names for part in parts))) - len(shared)
+    messages.print(
+        escape(
+            f"{adata.n_obs:,} cells of {len(parts)} files, {len(shared):,} genes that all have ({each}); {left_out:,} "
+            "genes that some lack are left out"
+        )
+    )
     return adata, layer
 
 

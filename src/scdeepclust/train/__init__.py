@@ -3,7 +3,17 @@
 from ._arguments import check_names
 from ._callbacks import GracefulInterrupt, LearnOnly, PhaseProgressBar, RefreshTargets
 from ._checkpoint import digest, kept_random_states, undone_on_failure
-from ._data import BlockShuffleLoader, CountsDataset, CountsManager, CountsSplitter, Minibatch, is_collection, to_device
+from ._data import (
+    BlockShuffleLoader,
+    CountsDataset,
+    CountsManager,
+    CountsSplitter,
+    Minibatch,
+    is_collection,
+    tensors_of,
+    to_device,
+)
+from ._datamodule import DataModuleCells, DataModuleLoaders, DataModuleRows, MinibatchForm
 from ._init import (
     MAX_POINTS,
     Initialiser,
@@ -41,10 +51,14 @@ __all__ = [
     "CountsDataset",
     "CountsManager",
     "CountsSplitter",
+    "DataModuleCells",
+    "DataModuleLoaders",
+    "DataModuleRows",
     "GracefulInterrupt",
     "Initialiser",
     "LearnOnly",
     "Minibatch",
+    "MinibatchForm",
     "NonFiniteLossError",
     "Phase",
     "PhaseProgressBar",
@@ -82,6 +96,7 @@ __all__ = [
     "sides",
     "split_cells",
     "split_p_values",
+    "tensors_of",
     "to_device",
     "undone_on_failure",
 ]

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import cached_property
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from anndata.experimental import AnnCollection
 from scipy.sparse import csr_matrix, issparse, vstack
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnTorchDataset
@@ -51,6 +53,31 @@ def is_collection(adata: AnnData) -> bool:
     return not issubclass(type(adata), AnnData)
 
 
+def files_reader(counts: Any) -> Callable[[np.ndarray], csr_matrix] | None:
+    """A function that reads any rows of a layer of a collection, each run of rows as one slice of its file.
+
+    The collection itself reads row by row. None where it changes what it reads, or is a part of another one.
+    """
+    collection, layer = counts.collection, counts.key
+    if not isinstance(collection, AnnCollection) or collection.convert is not None:
+        return None
+    starts = np.array([0, *collection.limits])
+    parts = [part.layers[layer] for part in collection.adatas]
+
+    def read(rows: np.ndarray) -> csr_matrix:
+        file = np.searchsorted(starts, rows, side="right") - 1
+        ends = np.flatnonzero((np.diff(rows) != 1) | (np.diff(file) != 0)) + 1
+        blocks = []
+        for run in np.split(rows, ends):
+            i = np.searchsorted(starts, run[0], side="right") - 1
+            block = csr_matrix(parts[i][run[0] - starts[i] : run[-1] + 1 - starts[i]])
+            genes = collection.adatas_vidx[i]
+            blocks.append(block if genes is None else block[:, genes])
+        return vstack(blocks, format="csr")
+
+    return read
+
+
 def _counts(x: csr_matrix) -> Counts:
     """Non-zero entries of a block of cells."""
     x.eliminate_zeros()  # a stored zero is no count, and the block is a copy
@@ -59,13 +86,25 @@ def _counts(x: csr_matrix) -> Counts:
     return Counts(row, col, value, n_cells=x.shape[0], n_genes=x.shape[1])
 
 
+def converted(block: Block, sparse: bool) -> dict[str, np.ndarray | Counts]:
+    """The same cells with their sparse counts as non-zero entries, or dense for who reads loaders of scvi-tools."""
+    convert = _counts if sparse else csr_matrix.toarray
+    return {key: convert(csr_matrix(value)) if issparse(value) else value for key, value in block.items()}
+
+
+def tensors_of(block: Block, sparse: bool) -> Minibatch:
+    """A block of cells as a minibatch."""
+    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in converted(block, sparse).items()}
+
+
 class CountsDataset(AnnTorchDataset):
     """Rows of an AnnData object as tensors, with the row numbers under :data:`CELL_INDEX`."""
 
     @cached_property
     def _read_counts(self) -> Callable[[np.ndarray], csr_matrix] | None:
         """How to read any rows of the counts at once, where there is a way."""
-        return annbatch_reader(self.data.get(REGISTRY_KEYS.X_KEY))
+        counts = self.data.get(REGISTRY_KEYS.X_KEY)
+        return files_reader(counts) if is_collection(self.adata_manager.adata) else annbatch_reader(counts)
 
     @cached_property
     def _in_a_file(self) -> bool:
@@ -105,12 +144,11 @@ class CountsDataset(AnnTorchDataset):
         if self._read_counts is not None:
             return self.read(np.concatenate(blocks))
         parts = [self.read(rows) for rows in blocks]
-        return {key: _stack([part[key] for part in parts]) for key in parts[0]}
+        return {key: stacked([part[key] for part in parts]) for key in parts[0]}
 
     def convert(self, block: Block) -> dict[str, np.ndarray | Counts]:
         """What a minibatch holds: sparse counts as non-zero entries, or dense for loaders of scvi-tools."""
-        sparse = _counts if self.load_sparse_tensor else csr_matrix.toarray
-        return {key: sparse(csr_matrix(value)) if issparse(value) else value for key, value in block.items()}
+        return converted(block, self.load_sparse_tensor)
 
 
 class CountsManager(AnnDataManager):
@@ -221,8 +259,7 @@ class BlockShuffleLoader:
             shuffled = torch.randperm(len(buffer[CELL_INDEX]), generator=self.buffer_order)
             shuffled = _at_least(shuffled, self._n_minibatches(len(chosen)))
             for rows in shuffled.tensor_split(self._n_minibatches(len(chosen))):
-                block = self.dataset.convert({key: value[rows.numpy()] for key, value in buffer.items()})
-                yield {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in block.items()}
+                yield tensors_of({key: value[rows.numpy()] for key, value in buffer.items()}, sparse=True)
 
 
 def _at_least(order: torch.Tensor, n: int) -> torch.Tensor:
@@ -230,7 +267,8 @@ def _at_least(order: torch.Tensor, n: int) -> torch.Tensor:
     return torch.cat([order, order[: n - len(order)]]) if len(order) < n else order
 
 
-def _stack(parts: list[np.ndarray | csr_matrix]) -> np.ndarray | csr_matrix:
+def stacked(parts: list[np.ndarray | csr_matrix]) -> np.ndarray | csr_matrix:
+    """Data of runs of cells, one after the other."""
     return vstack(parts, format="csr") if issparse(parts[0]) else np.concatenate(parts)
 
 

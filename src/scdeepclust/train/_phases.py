@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from abc import abstractmethod
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from scvi import settings
@@ -26,14 +26,13 @@ from ._arguments import FitArguments, check_lengths, unfolded
 from ._callbacks import GracefulInterrupt, PhaseProgressBar
 from ._checkpoint import EpochState, FitStore, describe, digest, random_states, set_random_states, undone_on_failure
 from ._data import CountsSplitter
-from ._phase import Phase, keyboard_interrupts, quiet_lightning, split_cells
+from ._phase import Phase, keyboard_interrupts, quiet_lightning
 from ._plan import ClusteringPlan
+from ._source import CellSourceMixin
 from ._threads import keep_threads
 
-_log = logging.getLogger(__name__)
 
-
-class PhasedTrainingMixin(UnsupervisedTrainingMixin):
+class PhasedTrainingMixin(CellSourceMixin, UnsupervisedTrainingMixin):
     """``train`` for models whose fit has several phases.
 
     A model lists its phases in ``_phases(pretrain_epochs, max_epochs, n_train, batch_size)``, says in ``_has_clusters``
@@ -77,6 +76,7 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
         enable_progress_bar: bool = True,
         gradient_clip_val: float = 50.0,
         checkpoint_dir: str | os.PathLike | None = None,
+        datamodule: LightningDataModule | None = None,
         trainer_config: Any = None,
         **trainer_kwargs,
     ) -> None:
@@ -128,6 +128,10 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
         checkpoint_dir
             Folder for the state of the fit, written after each phase and every two minutes. The same call, also in
             another process, goes on from there and ends as if it had never been stopped; a finished fit is loaded.
+        datamodule
+            The cells to train on, where the model was made with ``registry=datamodule.registry``: minibatches of
+            scvi-tools, with the row number of each cell as ``"ind_x"``. See :doc:`/user_guide/large_data`. The model
+            keeps it for its getters, and for further calls of ``train``.
         trainer_config, **trainer_kwargs
             Further arguments of :class:`scvi.train.Trainer`.
 
@@ -141,13 +145,8 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
         """
         lengths = {"max_epochs": max_epochs, "pretrain_epochs": pretrain_epochs}
         check_lengths(batch_size=batch_size, **lengths)
-        if self.adata is None or "datamodule" in trainer_kwargs:
-            raise ValueError(
-                "`train` needs the cells themselves, but this model "
-                + ("has no `adata`." if self.adata is None else "was given a `datamodule`.")
-                + " Load or make it with `adata`; data larger than memory can stay in a file opened with "
-                "`anndata.read_h5ad(path, backed='r')`."
-            )
+        given = {"train_size": train_size, "validation_size": validation_size}
+        self._check_source(datamodule, given | {"datasplitter_kwargs": datasplitter_kwargs})
         named: dict[str, Any] = {
             "early_stopping": early_stopping,
             "gradient_clip_val": gradient_clip_val,
@@ -162,15 +161,18 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
             logger=logger,
             callbacks=callbacks,
         )
-        split = self._split(arguments, train_size, validation_size, shuffle_set_split)
-        store = None
-        if checkpoint_dir is not None:
-            named |= lengths | {"plan_kwargs": arguments.plan, "datasplitter_kwargs": arguments.splitter}
-            store = FitStore(checkpoint_dir, self._fit_identity(named, split))
         plain = {name: value for name, value in arguments.plan.items() if isinstance(value, str | Real)}
         with undone_on_failure(self), GracefulInterrupt() as interrupt:
+            if datamodule is not None:
+                self._take_datamodule(datamodule)
+            arguments.trainer["batch_size"] = named["batch_size"] = self._batch_size(batch_size)
+            split = self._split(arguments, train_size, validation_size, shuffle_set_split)
+            store = None
+            if checkpoint_dir is not None:
+                named |= lengths | {"plan_kwargs": arguments.plan, "datasplitter_kwargs": arguments.splitter}
+                store = FitStore(checkpoint_dir, self._fit_identity(named, split))
             self.fit_options_ = {
-                "batch_size": batch_size,
+                "batch_size": arguments.batch_size,
                 "plan_kwargs": plain,
                 "enable_progress_bar": enable_progress_bar,
             }
@@ -182,30 +184,6 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
     def _seed(self) -> int | None:
         """Seed of this model: its own, or that of scvi-tools."""
         return settings.seed if self._own_seed is None else self._own_seed
-
-    def _split(
-        self, arguments: FitArguments, train_size: float | None, validation_size: float | None, shuffle: bool
-    ) -> list[np.ndarray]:
-        """Training, validation and test cells."""
-        asked_by = arguments.asks_for_validation()
-        if (given := arguments.splitter.pop("external_indexing", None)) is not None:
-            split = [np.asarray(rows, dtype=np.int64) for rows in [*given, [], []][:3]]
-            if not np.array_equal(np.sort(np.concatenate(split)), np.arange(self.adata.n_obs)):
-                raise ValueError(
-                    "`datasplitter_kwargs`: external_indexing must name every cell once, those to leave out in the "
-                    f"third of its lists; found {sum(map(len, split))} rows for {self.adata.n_obs} cells."
-                )
-        else:
-            if asked_by and train_size is None:
-                _log.info("10%% of the cells are held out, for %s; `train_size` changes that.", asked_by)
-            share = train_size if train_size is not None else 0.9 if asked_by else 1.0
-            split = split_cells(self.adata.n_obs, share, validation_size, self._seed or 0, shuffle)
-        if asked_by and not len(split[1]):
-            raise ValueError(
-                f"`train_size` leaves no cells for validation, but {asked_by} needs some. Give for example "
-                "`train_size=0.9`, or leave it out."
-            )
-        return split
 
     def _fit(
         self,
@@ -287,8 +265,7 @@ class PhasedTrainingMixin(UnsupervisedTrainingMixin):
         with quiet_lightning(), keyboard_interrupts():
             super().train(
                 max_epochs=epochs,
-                datasplitter_kwargs=arguments.splitter
-                | {"external_indexing": [rows.copy() for rows in split], "seed": self._seed or 0},
+                **self._loaders(split, arguments.splitter),
                 plan_kwargs=phase.plan_kwargs | arguments.plan | {"phase": phase.name, "last": last},
                 callbacks=[*arguments.callbacks_of(phase.name, last), *callbacks],
                 **arguments.trainer,

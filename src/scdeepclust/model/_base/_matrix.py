@@ -50,6 +50,9 @@ def as_csr(block: Any) -> csr_matrix:
 
 def row_blocks(adata: AnnData, layer: str | None) -> Iterator[csr_matrix]:
     """Blocks of cells of dense, sparse or file-backed counts, each as CSR."""
+    if hasattr(adata, "row_blocks"):  # cells of a datamodule, which have no matrix
+        yield from adata.row_blocks()
+        return
     x = count_matrix(adata, layer)
     for start in range(0, adata.n_obs, BLOCK):
         yield as_csr(x[start : start + BLOCK])

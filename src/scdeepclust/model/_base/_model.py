@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -32,6 +32,7 @@ from ._merge import MergeMixin
 from ._query import QueryMappingMixin
 from ._results import check_key, fit_parameters, write_results
 from ._start import hash_of_names
+from ._streamed import own_registry
 
 
 class ClusteringModel(
@@ -64,6 +65,8 @@ class ClusteringModel(
         check_choice("dispersion", module_kwargs["dispersion"], get_args(Dispersion))
         if adata is not None:
             self._check_is_set_up(adata)
+        if registry is not None:
+            registry = own_registry(registry, type(self).__name__)
         super().__init__(adata, registry)
         n_obs = self.summary_stats.n_cells
         if registry is None:  # a trained model may get other and fewer cells than those its clusters were found in
@@ -82,7 +85,8 @@ class ClusteringModel(
             n_continuous_cov=self.summary_stats.get("n_extra_continuous_covs", 0),
             **module_kwargs,
         )
-        self.gene_names_ = np.array([]) if adata is None else adata.var_names.to_numpy().astype(str)
+        genes = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
+        self.gene_names_ = np.asarray(genes).astype(str)
         self.n_active_: int | None = None
         self.finds_n_clusters_ = n_clusters is None
         self.initial_labels_: np.ndarray | None = None
@@ -170,11 +174,15 @@ class ClusteringModel(
             )
 
     def _probabilities(
-        self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
+        self,
+        adata: AnnData | None = None,
+        indices: Indices = None,
+        batch_size: int | None = None,
+        dataloader: Iterable | None = None,
     ) -> np.ndarray:
         """Assignment probabilities, (n, K) float32."""
         blocks = []
-        for tensors in self._minibatches(adata, indices, batch_size):
+        for tensors in self._minibatches(adata, indices, batch_size, dataloader):
             outputs = self._encode(tensors)
             with torch.inference_mode():
                 log_q = self.module.log_assignments(outputs, self.module.covariates(tensors))
@@ -192,6 +200,7 @@ class ClusteringModel(
         indices: Indices = None,
         soft: bool = False,
         batch_size: int | None = None,
+        dataloader: Iterable | None = None,
     ) -> np.ndarray | pd.DataFrame:
         """Cluster of each cell.
 
@@ -205,6 +214,9 @@ class ClusteringModel(
             Return probabilities instead of labels.
         batch_size
             Cells per minibatch.
+        dataloader
+            Minibatches of scvi-tools to take instead of ``adata``, such as ``datamodule.inference_dataloader()``. Cells
+            keep its order, and have row numbers for names.
 
         Returns
         -------
@@ -220,21 +232,28 @@ class ClusteringModel(
         """
         self._check_if_trained(warn=False)
         check_flags(soft=soft)
-        cells, rows = self._cells(adata, indices)
-        probabilities = self._probabilities(cells, rows, batch_size)
+        if dataloader is None:
+            cells, rows = self._cells(adata, indices)
+            probabilities, names = self._probabilities(cells, rows, batch_size), cells.obs_names[rows]
+        else:
+            probabilities = self._probabilities(adata, indices, dataloader=dataloader)
+            names = pd.RangeIndex(len(probabilities)).astype(str)
         if not soft:
             return probabilities.argmax(axis=1).astype(str)
-        columns = [str(k) for k in range(self.n_clusters)]
-        return pd.DataFrame(probabilities, index=cells.obs_names[rows], columns=columns)
+        return pd.DataFrame(probabilities, index=names, columns=[str(k) for k in range(self.n_clusters)])
 
     def get_latent_representation(
-        self, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
+        self,
+        adata: AnnData | None = None,
+        indices: Indices = None,
+        batch_size: int | None = None,
+        dataloader: Iterable | None = None,
     ) -> np.ndarray:
         """Latent embedding of each cell (the posterior mean where there is a posterior).
 
         Parameters
         ----------
-        adata, indices, batch_size
+        adata, indices, batch_size, dataloader
             As in :meth:`predict`.
 
         Returns
@@ -247,10 +266,11 @@ class ClusteringModel(
             If the model is not trained.
         """
         self._check_if_trained(warn=False)
-        return self._latent(adata, indices, batch_size)
+        return self._latent(adata, indices, batch_size, dataloader)
 
-    def _latent(self, adata=None, indices=None, batch_size=None) -> np.ndarray:
-        blocks = [self._encode(tensors)["z_mean"] for tensors in self._minibatches(adata, indices, batch_size)]
+    def _latent(self, adata=None, indices=None, batch_size=None, dataloader=None) -> np.ndarray:
+        minibatches = self._minibatches(adata, indices, batch_size, dataloader)
+        blocks = [self._encode(tensors)["z_mean"] for tensors in minibatches]
         return torch.cat(blocks).float().cpu().numpy()
 
     def get_latent_library_size(

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 from anndata import AnnData
+from lightning.pytorch import LightningDataModule
 from scvi.model.base import ArchesMixin
 from scvi.nn import FCLayers
 from torch import Tensor
@@ -88,7 +89,14 @@ class QueryMappingMixin(ArchesMixin):
         return [Phase("query", epochs, callbacks=[LearnOnly(self.module, masks)] if masks else [])]
 
     @classmethod
-    def load(cls, dir_path: str, adata: AnnData | bool | None = None, **kwargs) -> Self:
+    def load(
+        cls,
+        dir_path: str,
+        adata: AnnData | bool | None = None,
+        *,
+        datamodule: LightningDataModule | None = None,
+        **kwargs,
+    ) -> Self:
         """Load a saved model.
 
         Parameters
@@ -98,6 +106,8 @@ class QueryMappingMixin(ArchesMixin):
         adata
             Data for the model, with its genes in its order; by default those that were saved with it. False loads it
             without data.
+        datamodule
+            Cells for the model, where a datamodule yields them.
         **kwargs
             As in :meth:`scvi.model.base.BaseModelClass.load`.
 
@@ -110,6 +120,12 @@ class QueryMappingMixin(ArchesMixin):
         ValueError
             If genes are missing or in another order, or the model is of another class.
         """
+        if datamodule is not None:
+            if adata:
+                raise ValueError("`datamodule` and `adata` are both given. Leave one of them out.")
+            model = super().load(dir_path, False, **kwargs)
+            model._take_datamodule(datamodule)
+            return model
         if isinstance(adata, AnnData):
             # scvi-tools would only warn, and give each gene the weights of another
             genes = super().load(dir_path, False, **kwargs).gene_names_

@@ -25,8 +25,8 @@ from scdeepclust.train import (
 )
 
 from ._checks import check_held_out
-from ._data import CountDataMixin
 from ._halves import N_HALVINGS, Components, Halves, halve
+from ._streamed import DataModuleMixin
 
 # Principal components of denoised expression that start labels are looked for in.
 N_START_COMPONENTS = 20
@@ -63,7 +63,7 @@ def denoised_components(
     return Components(pca.mean_, pca.components_)
 
 
-class StartsMixin(CountDataMixin):
+class StartsMixin(DataModuleMixin):
     """Labels that clusters start from, and codes such as these kept for a fit that goes on in another ``train``."""
 
     module: Any

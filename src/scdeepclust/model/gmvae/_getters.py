@@ -13,7 +13,7 @@ from scvi.model.base import VAEMixin
 
 from scdeepclust.model._base import Indices, ModelPart, check_choice, check_draw, check_flags, checked, draw_codes
 from scdeepclust.nn import Covariates
-from scdeepclust.train import Minibatch, to_device
+from scdeepclust.train import Minibatch
 
 
 class MixtureGetters(ModelPart):
@@ -64,12 +64,12 @@ class MixtureGetters(ModelPart):
         self._check_if_trained(warn=False)
         check_flags(give_mean=give_mean, return_dist=return_dist)
         check_choice("latent", latent, ("z", "w") if self.module.n_w else ("z",))
-        minibatches = self._minibatches(adata, indices, batch_size) if dataloader is None else dataloader
+        minibatches = self._minibatches(adata, indices, batch_size, dataloader)
         mean, log_var = f"{latent}_mean", f"{latent}_log_var"
         names = (mean, log_var) if return_dist else (mean if give_mean else latent,)
         blocks: list[list[np.ndarray]] = [[] for _ in names]
         for tensors in minibatches:
-            posterior = self._encode(to_device(tensors, self.device))  # holds the counts: not to be kept
+            posterior = self._encode(tensors)  # holds the counts: not to be kept
             for name, block in zip(names, blocks, strict=True):
                 block.append(posterior[name].float().cpu().numpy())
         first, *others = map(np.concatenate, blocks)

@@ -180,6 +180,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
     def _begin_training(self) -> None:
         if not self._keeps_reference_clusters and not self.module.knows_data:
             for column in filter(None, self._guides):
+                _check_guide(self.adata, column)  # that of a datamodule has not been looked at
                 check_held_out("guides", self.adata.obs[column], self.train_indices)
             self._check_number_of_cells()
         super()._begin_training()
