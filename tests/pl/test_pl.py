@@ -303,7 +303,7 @@ def test_one_rule_for_what_is_returned_shown_and_saved(name, result, tmp_path, m
 def test_every_drawing_can_be_shown_and_saved():
     import inspect
 
-    for name in pl.__all__:
+    for name in set(pl.__all__) - {"LogClusters"}:
         parameters = inspect.signature(getattr(pl, name)).parameters
         assert parameters["show"].default is parameters["save"].default is None, name
         assert inspect.signature(getattr(pl, name)).return_annotation in ("Axes", "Panels"), name
