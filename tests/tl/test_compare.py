@@ -269,7 +269,8 @@ def test_workers_end_with_a_killed_program(tmp_path):
     try:
         end = time.monotonic() + 200
         while len(list(tmp_path.glob("out/begun*"))) < 2:
-            assert process.poll() is None and time.monotonic() < end
+            assert process.poll() is None
+            assert time.monotonic() < end
             time.sleep(0.1)
     finally:
         process.kill()

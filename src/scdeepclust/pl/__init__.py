@@ -1,8 +1,8 @@
 """Drawings of results.
 
-A drawing of one panel takes ``ax`` and returns its axes; one of several panels returns their axes by name, a dictionary
-whose ``figure`` is the figure. With ``save`` a drawing is also written to a file, with ``show`` also shown.
-``LogClusters`` draws while a model is trained.
+A drawing of one panel returns its axes; one of several panels returns their axes by name, a dictionary whose ``figure``
+is the figure. With ``ax`` it is drawn on axes that are there, one for each panel; with ``save`` it is also written to a
+file, with ``show`` also shown. ``LogClusters`` draws while a model is trained.
 """
 
 from __future__ import annotations
