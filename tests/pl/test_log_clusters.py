@@ -44,16 +44,16 @@ def train(model, **options):
 
 
 @pytest.mark.parametrize("name", [system.name for system in SYSTEMS])
-def test_all_is_reported_and_nothing_is_learnt_from_it(name, tmp_path):
+def test_all_is_reported_and_nothing_is_learnt_from_it(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(_log_clusters, "_png", lambda draw: (draw(), plt.close("all"), b"")[-1])  # quick
     adata = cells()
     alone, watched = build(name, adata), build(name, adata)
     train(alone)
     before = set(adata.obs), set(adata.obsm), set(adata.uns)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="LogClusters could not")
-        train(watched, logger=CSVLogger(tmp_path), callbacks=[sdc.pl.LogClusters(watched, every_n_epochs=1)])
+        train(watched, logger=CSVLogger(tmp_path), callbacks=[sdc.pl.LogClusters(watched)])
     assert (set(adata.obs), set(adata.obsm), set(adata.uns)) == before
-    assert not plt.get_fignums()
     np.testing.assert_array_equal(alone.predict(soft=True), watched.predict(soft=True))
     assert alone.history.keys() == watched.history.keys()
     assert watched.is_trained
@@ -61,7 +61,7 @@ def test_all_is_reported_and_nothing_is_learnt_from_it(name, tmp_path):
     table = pd.read_csv(next(tmp_path.rglob("metrics.csv")))
     shares = table[[f"cluster_share/{k}" for k in range(3)]].dropna()
     np.testing.assert_allclose(shares.sum(axis=1), 1)
-    assert len(shares) == table["clusters/used"].count() == len(watched.history["train_loss"])
+    assert len(shares) == table["clusters/used"].count() == 1
     last = shares.iloc[-1].sort_values(ascending=False).to_numpy()
     sizes = np.bincount(watched.predict().astype(int), minlength=3) / adata.n_obs
     np.testing.assert_allclose(last, sizes)  # in the end numbered by size
