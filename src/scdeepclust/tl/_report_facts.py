@@ -244,14 +244,14 @@ class Facts:
         if self.batches is not None:
             usual = self.batches.loc["all cells", row["largest batch"]]
             if row["share of batch"] >= ONE_BATCH and usual < USUAL_SHARE:
+                twin = "" if self.batch_check is None else self.batch_check["twin"].get(name, "")
                 yield (
                     f"comes from one {self.batch_key}: {row['share of batch']:.0%} of it is {row['largest batch']}, "
                     f"which has {usual:.0%} of all cells"
+                    + (f", and it differs from cluster {twin} by no more than batches differ" if twin else "")
                 )
             elif lacks := self._lacks(name):
                 yield f"has nearly no cells of {', '.join(lacks)}"
-        if self.batch_check is not None and (twin := self.batch_check["twin"].get(name)):
-            yield f"differs from cluster {twin} by no more than batches differ"
         if self.novelty is not None and self.novelty.loc[name, "share new"] > MANY_NEW:
             yield f"holds cells that the reference does not know: {self.novelty.loc[name, 'share new']:.0%} of it"
         if row.get("share of type", 1.0) < MIXED_TYPES:
