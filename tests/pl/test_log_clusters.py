@@ -13,6 +13,7 @@ import scdeepclust as sdc
 from scdeepclust.model._systems import SYSTEMS
 from scdeepclust.pl import _log_clusters
 from scdeepclust.pl._own_view import own_views
+from scdeepclust.pl._style import PALETTE
 
 OWN = {"idc": {"gates"}, "mfcvae": {"facets"}, "somvae": {"map"}}
 
@@ -124,7 +125,7 @@ def test_a_cluster_keeps_its_colour_when_others_are_empty():
     watch, adata = sdc.pl.LogClusters(model), cells()
     adata.obs["clusters"] = pd.Categorical(np.where(np.arange(150) < 70, "0", "2"))
     watch._keep_colors(adata)
-    assert adata.uns["clusters_colors"] == [sdc.pl._style.PALETTE[0], sdc.pl._style.PALETTE[2]]
+    assert adata.uns["clusters_colors"] == [PALETTE[0].lower(), PALETTE[2].lower()]
 
 
 def test_mistakes_are_named(adata):
