@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import signal
 import warnings
@@ -492,6 +493,14 @@ def test_the_report_shows_the_tree_of_the_clusters(tmp_path):
     assert "Tree of the clusters" in page.read_text()
     written = anndata.read_h5ad(out).uns
     assert len(written["scdeepcluster"]["tree"]["splits"]) == 2
+    typed = f"{tmp_path / 'in.h5ad'} --out {out} --label-key cell_type --n-clusters 3 --max-epochs 2"
+    command = f"scdeepclust cluster {typed} --pretrain-epochs 60 --report {page}"
+    assert written["scdeepcluster"]["command"] == command
+    assert command in html.unescape(page.read_text())
+    assert "<h1>in: clusters of SCDeepCluster</h1>" in page.read_text()
+    assert "100 in the file" in page.read_text()
+    assert written["scdeepcluster"]["seconds"] > 0
+    assert (written["scdeepcluster"]["n_cells"], written["scdeepcluster"]["n_genes"]) == (240, 100)
     assert list(written["scdeepcluster"]["tree"]["clusters"]) == ["0", "1", "2"]
     result = run("report", out, "--out", tmp_path / "again.html")
     assert result.exit_code == 0, result.output

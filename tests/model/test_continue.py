@@ -154,7 +154,7 @@ class _Fail(Callback):
         self.how = how
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if not pl_module._prefix:
+        if not pl_module.prefix:
             if self.how == "raises":
                 raise KeyError("a callback that does not work")
             if self.how == "not finite":

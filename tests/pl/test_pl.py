@@ -298,12 +298,16 @@ def test_one_rule_for_what_is_returned_shown_and_saved(name, result, tmp_path, m
         assert draw(ax=ax) is ax
     else:
         assert all(isinstance(ax, plt.Axes) and ax.figure is drawn.figure for ax in drawn.values())
+        _, axes = plt.subplots(1, len(drawn))
+        assert list(draw(ax=axes).values()) == list(axes)
+        with pytest.raises(ValueError, match=f"ax: 1 axes for {len(drawn)} panels"):
+            draw(ax=axes[0])
 
 
 def test_every_drawing_can_be_shown_and_saved():
     import inspect
 
-    for name in pl.__all__:
+    for name in set(pl.__all__) - {"LogClusters"}:
         parameters = inspect.signature(getattr(pl, name)).parameters
-        assert parameters["show"].default is parameters["save"].default is None, name
+        assert parameters["ax"].default is parameters["show"].default is parameters["save"].default is None, name
         assert inspect.signature(getattr(pl, name)).return_annotation in ("Axes", "Panels"), name

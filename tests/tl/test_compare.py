@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import joblib
 import numpy as np
@@ -239,3 +242,38 @@ def test_any_backend_of_joblib_gives_the_same(compared, tmp_path):
     shared = list(other.labels)
     assert (other.labels == result.labels[shared]).all(axis=None)
     assert json.loads((tmp_path / "new" / "comparison.json").read_text())["runs"] == shared
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+
+import scdeepclust as sdc
+from scdeepclust.tl import _compare
+
+def work(folder, job, options):
+    Path(folder, f"begun{job.seed}").touch()
+    time.sleep(5)
+    Path(folder, f"ended{job.seed}").touch()
+
+_compare.run_job = work
+adata = sdc.datasets.simulate_counts(200, 50, n_clusters=3)
+sdc.tl.compare(adata, sys.argv[1], models=[], baselines=["pca"], seeds=2, n_clusters=3, n_jobs=2, progress=False)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes have other parents there")
+def test_workers_end_with_a_killed_program(tmp_path):
+    """Or they would go on writing beside those of the same command started again."""
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "out")])
+    try:
+        end = time.monotonic() + 200
+        while len(list(tmp_path.glob("out/begun*"))) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    time.sleep(7)
+    assert not list(tmp_path.glob("out/ended*"))

@@ -102,6 +102,61 @@ def test_markers_are_those_that_were_simulated(result):
     assert facts.uncertain_cells() is not None
 
 
+def test_a_strong_gene_that_leaks_into_all_cells_still_names_its_cluster(result):
+    """Insulin is in every droplet of a pancreas, and no other gene marks a beta cell better."""
+    counts = result.X.toarray()
+    own = (result.obs["cell_type"] == result.obs["cell_type"].cat.categories[1]).to_numpy()
+    counts[:, 0] = np.where(own, 60, 2)
+    result.X = csr_matrix(counts)
+    result.obs["sys"] = result.obs["cell_type"]
+    facts = Facts(result, "sys")
+    best = facts.markers.groupby("cluster").head(4)
+    row = best[best["gene"] == result.var_names[0]].iloc[0]
+    assert row["cluster"] == result.obs["cell_type"].cat.categories[1]
+    assert row["share_elsewhere"] == 1
+
+
+def test_a_check_of_the_batches_is_part_of_it(result, tmp_path):
+    facts = facts_of(result, None, None, None)
+    direct = sdc.tl.check_batches(result, "sys", "batch")
+    assert facts.batch_check.reset_index(drop=True).equals(direct.reset_index(drop=True))
+    assert direct["twin"][["1", "5"]].tolist() == ["5", "1"]  # the cells of one type, by batch
+    (told,) = [warning for warning in facts.warnings if warning.startswith("Cluster 5 comes from one batch")]
+    assert told.endswith(", and it differs from cluster 1 by no more than batches differ.")
+    page = Page(sdc.tl.report(result, tmp_path / "page.html"))
+    assert "cluster 5 split from 1 by batch batch_0" in page.text
+    assert page.csv("check_of_the_batches.csv").set_index("cluster")["twin"]["5"] == 1
+    del result.uns["sys"]["setup"]["batch_key"]
+    assert facts_of(result, None, None, None).batch_check is None
+
+
+def test_new_cells_are_counted(result, tmp_path):
+    result.obs["sys_novelty"] = np.where(result.obs["sys"] == "2", 0.99, 0.5)
+    facts = facts_of(result, None, None, None)
+    n = int((result.obs["sys"] == "2").sum())
+    assert facts.novelty.loc[["2", "3", "all cells"], "new"].tolist() == [n, 0, n]
+    assert "Cluster 2 holds cells that the reference does not know: 100% of it." in facts.warnings
+    page = Page(sdc.tl.report(result, tmp_path / "page.html"))
+    assert f"{n} of them ({n / result.n_obs:.0%}) fit their cluster worse" in page.text
+
+
+def test_the_page_says_what_was_left_out_and_how_long_it_took(result, tmp_path):
+    result.uns["sys"] |= {"n_cells": result.n_obs, "n_genes": 77, "seconds": 12.3, "command": "scdeepclust cluster x"}
+    page = Page(sdc.tl.report(result, tmp_path / "page.html"))
+    n_uncertain = int((result.obs["sys"] == "3").sum())
+    for words in (
+        f"{n_uncertain} cells ({n_uncertain / result.n_obs:.1%}) have one below 0.6.",
+        f"{result.n_obs}, all learnt from; none was left out",
+        f"{result.n_vars} in the file, 77 of them learnt from",
+        "12 seconds",
+        "scdeepclust cluster x",
+    ):
+        assert words in page.text
+    totals = np.asarray(result.X.sum(axis=1)).ravel()
+    median = page.csv("clusters.csv").set_index("cluster")["median counts"]["3"]
+    assert median == int(np.median(totals[result.obs["sys"] == "3"]))
+
+
 def test_the_page_is_complete_and_asks_for_nothing(result, tmp_path):
     """And every table is there as csv."""
     before = set(result.obs), set(result.obsm), set(result.uns), result.X.copy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,19 @@ def one_line_errors(*kinds: type[Exception], exit_code: int = 2) -> Iterator[Non
     except kinds as error:
         messages.print(f"[red]Error:[/] {escape(as_typed(' '.join(str(error).split())))}")
         raise typer.Exit(exit_code) from error
+
+
+def command_line(context: typer.Context) -> str:
+    """The command that is running, with what was typed, to be run again."""
+    words = ["scdeepclust", str(context.info_name)]
+    for option in context.command.params:
+        source, value = context.get_parameter_source(str(option.name)), context.params.get(str(option.name))
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        name = [] if option.param_type_name == "argument" else [option.opts[0]]
+        for one in value if isinstance(value, list | tuple) else [value]:
+            words += name if one is True else [*name, str(one)]
+    return shlex.join(words)
 
 
 # Arguments that are lists, and options that are repeated instead; and one with another name.

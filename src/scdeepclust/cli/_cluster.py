@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from . import _options as options
-from ._app import announce, app, one_line_errors, prepare_libraries
+from ._app import announce, app, command_line, one_line_errors, prepare_libraries
 from ._files import check_files, check_folder, check_suffix
 from ._fit import WRITING, print_scores, print_sizes, save, set_up, train
 from ._open import open_counts
@@ -27,6 +27,7 @@ Out = Annotated[Path, typer.Option(help="AnnData file for the results: the input
 @app.command()
 @signals_end_in_a_line()
 def cluster(
+    context: typer.Context,
     data: Data,
     out: Out,
     model: options.Model = "scdeepcluster",
@@ -92,6 +93,7 @@ def cluster(
         accelerator=accelerator,
         checkpoint_dir=checkpoint_dir,
     )
+    adata.uns[model]["command"] = command_line(context)
     print_sizes(adata, model, done.seconds)
     if label_key is not None:
         name = type(fitted).__name__
@@ -106,8 +108,14 @@ def cluster(
             cluster_tree(fitted).write(adata, model)
         save(adata, model, out, labels_csv, plot, label_key=label_key, seed=seed)
         if report is not None:
+            name = f"{', '.join(path.stem for path in data)}: clusters of {type(fitted).__name__}"
             write_report(
-                adata, report, key=model, batch_key="file" if batch_from_files else batch_key, label_key=label_key
+                adata,
+                report,
+                key=model,
+                batch_key="file" if batch_from_files else batch_key,
+                label_key=label_key,
+                title=name,
             )
     end_if_cut_short(fitted, done.code)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import _options as options
-from ._app import app, one_line_errors, prepare_libraries
+from ._app import app, command_line, one_line_errors, prepare_libraries
 from ._cluster import Out
 from ._files import check_files, check_suffix
 from ._fit import WRITING, print_sizes, save, train
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @app.command("map")
 @signals_end_in_a_line()
 def map_cells(
+    context: typer.Context,
     data: Annotated[list[Path], typer.Argument(metavar="QUERY...", help="New cells.", show_default=False)],
     model: Annotated[Path, typer.Option(help="Folder of a saved model, as of `scdeepclust cluster --save-model`.")],
     out: Out,
@@ -53,6 +54,7 @@ def map_cells(
         with one_line_errors(ValueError, OSError):
             query = _query(reference, adata)
         done = train(query, adata, max_epochs, accelerator=accelerator)
+    adata.uns[key]["command"] = command_line(context)
     print_sizes(adata, key, done.seconds)
     with one_line_errors(*WRITING):
         save(adata, key, out, labels_csv, None, label_key=None, seed=seed)

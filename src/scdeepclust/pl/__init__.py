@@ -1,10 +1,14 @@
 """Drawings of results.
 
-A drawing of one panel takes ``ax`` and returns its axes; one of several panels returns their axes by name, a dictionary
-whose ``figure`` is the figure. With ``save`` a drawing is also written to a file, with ``show`` also shown.
+A drawing of one panel returns its axes; one of several panels returns their axes by name, a dictionary whose ``figure``
+is the figure. With ``ax`` it is drawn on axes that are there, one for each panel; with ``save`` it is also written to a
+file, with ``show`` also shown. ``LogClusters`` draws while a model is trained.
 """
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from scdeepclust.pl._batches import batches
 from scdeepclust.pl._benchmark import benchmark_table
@@ -18,7 +22,11 @@ from scdeepclust.pl._n_clusters import n_clusters
 from scdeepclust.pl._reliability import reliability
 from scdeepclust.pl._som import som, transitions
 
+if TYPE_CHECKING:
+    from scdeepclust.pl._log_clusters import LogClusters
+
 __all__ = [
+    "LogClusters",
     "batches",
     "benchmark_table",
     "cell_gates",
@@ -34,3 +42,9 @@ __all__ = [
     "som",
     "transitions",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LogClusters":  # on first use: who only draws does not pay for what trains
+        return importlib.import_module("scdeepclust.pl._log_clusters").LogClusters
+    raise AttributeError(f"module 'scdeepclust.pl' has no attribute {name!r}")

@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scdeepclust.pl._style import PALETTE, finish
+from scdeepclust.pl._style import PALETTE, finish, spread, written
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from matplotlib.text import Text
 
     from scdeepclust.tl._cluster_tree import ClusterTree
 
@@ -79,6 +80,7 @@ def cluster_tree(
     where = {leaf: 5.0 + 10 * place for place, leaf in enumerate(drawn["leaves"])}
     height = dict.fromkeys(range(len(names)), 0.0)
     annotated = set(tree.splits.index[tree.splits["stands"]][::-1][:MAX_ANNOTATED])
+    texts: list[Text] = []
     for row, (a, b, apart, _) in enumerate(tree.linkage):
         a, b, node = int(a), int(b), len(names) + row
         line = {"color": PALETTE[0]} if tree.splits["stands"].iloc[row] else {"color": "0.65", "linestyle": (0, (3, 2))}
@@ -86,7 +88,7 @@ def cluster_tree(
         ax.plot([height[a], apart, apart, height[b]], [where[a], where[a], where[b], where[b]], lw=1.5, **line)
         where[node], height[node] = (low + high) / 2, apart
         if row in annotated:
-            _annotate(ax, tree.splits.iloc[row], apart, (where[a], where[b]), n_genes)
+            texts += _annotate(ax, tree.splits.iloc[row], apart, (where[a], where[b]), n_genes)
     ax.set_yticks([where[k] for k in range(len(names))])
     ax.set_yticklabels([f"{name}  ({size:,})" for name, size in zip(names, sizes, strict=True)])
     ax.set(
@@ -101,6 +103,7 @@ def cluster_tree(
                   bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize="x-small")  # fmt: skip
         ax.set_ylim(-2, 10 * len(names) + 6)
     ax.spines[["top", "right"]].set_visible(False)
+    spread(ax, texts)  # when the axes have their scale and their place
     return finish(ax, show, save)
 
 
@@ -112,12 +115,11 @@ def _sizes(tree: ClusterTree) -> list[int]:
     return [alone[name] for name in tree.clusters]
 
 
-def _annotate(ax: Axes, split, apart: float, places: tuple[float, float], n_genes: int) -> None:
+def _annotate(ax: Axes, split, apart: float, places: tuple[float, float], n_genes: int) -> list[Text]:
     """Names of the genes of a split, each beside the branch they are high in."""
-    from matplotlib.patheffects import withStroke
-
+    texts = []
     for place, genes in zip(places, (split["left_genes"], split["right_genes"]), strict=True):
         chosen = [gene.rpartition(" (")[0] for gene in genes.split(", ")[:n_genes] if gene]
-        ax.annotate(" ".join(chosen), (apart, place), xytext=(3, 0), textcoords="offset points", fontsize="x-small",
-                    va="center", color="0.3", zorder=3,
-                    path_effects=[withStroke(linewidth=2.5, foreground="white")])  # fmt: skip
+        if chosen:
+            texts.append(written(ax, apart, place, f" {' '.join(chosen)}", ha="left", fontsize="x-small", color="0.3"))
+    return texts

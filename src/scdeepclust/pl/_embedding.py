@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from scdeepclust.pl._style import (
     categories,
     category_colors,
     finish,
+    given_axes,
     legend_beside,
     obs_column,
     spread,
@@ -90,6 +92,7 @@ def overview(
     *,
     label_key: str | None = None,
     basis: str = "X_umap",
+    ax: Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> Panels:
@@ -105,6 +108,8 @@ def overview(
         Column of `obs` with known labels.
     basis
         Entry of `obsm`, of which the first two columns are drawn.
+    ax
+        Where to draw: as many axes as panels. Default: a new figure.
     show
         Also show the figure, as a script needs it.
     save
@@ -129,22 +134,28 @@ def overview(
     >>> list(sdc.pl.overview(adata, "mine", label_key="cell_type"))
     ['mine', 'mine_confidence', 'cell_type']
     """
-    import matplotlib.pyplot as plt
-
     obs_column(adata, certainty := ResultKeys(key).confidence)
     drawn = [key, certainty] if label_key is None else [key, certainty, label_key]
     for column in drawn:  # all checks before a figure is made
         obs_column(adata, column)
     coordinates(adata, basis)
-    size, room = (4.9 * len(drawn), 4.4), {"wspace": 0.15}  # for the colour bar
-    _, axes = plt.subplots(1, len(drawn), figsize=size, layout="constrained", gridspec_kw=room, squeeze=False)
-    panels = Panels(zip(drawn, axes[0], strict=True))
-    for column, ax in panels.items():
+    if ax is None:
+        ax = _axes_of_overview(len(drawn))
+    panels = Panels(zip(drawn, given_axes(ax, drawn), strict=True))
+    for column, panel in panels.items():
         if column == certainty:
-            draw_confidence(adata, key, basis, ax)
+            draw_confidence(adata, key, basis, panel)
         else:
-            draw_categories(adata, column, basis, ax)
+            draw_categories(adata, column, basis, panel)
     return finish(panels, show, save)
+
+
+def _axes_of_overview(n: int) -> Sequence[Axes]:
+    import matplotlib.pyplot as plt
+
+    size, room = (4.9 * n, 4.4), {"wspace": 0.15}  # for the colour bar
+    _, axes = plt.subplots(1, n, figsize=size, layout="constrained", gridspec_kw=room, squeeze=False)
+    return list(axes[0])
 
 
 def draw_confidence(adata: AnnData, key: str, basis: str, ax: Axes) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from scdeepclust._keys import ResultKeys
-from scdeepclust.pl._style import Panels, categories, finish
+from scdeepclust.pl._style import Panels, categories, finish, given_axes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +22,7 @@ def facets(
     *,
     covariates: str | Sequence[str] = (),
     n_genes: int = 3,
+    ax: Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> Panels:
@@ -40,6 +41,8 @@ def facets(
         Columns of ``obs`` (categories) to compare the facets with.
     n_genes
         Genes of each cluster. A gene is drawn once, under the cluster in which it is highest.
+    ax
+        Where to draw: as many axes as panels. Default: a new figure.
     show
         Also show the figure, as a script needs it.
     save
@@ -65,8 +68,6 @@ def facets(
     >>> list(sdc.pl.facets(adata, covariates=["cell_type", "facet"]))[0]
     'mutual information'
     """
-    import matplotlib.pyplot as plt
-
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
     keys = ResultKeys(key)
     columns: list[str] = []
@@ -83,15 +84,17 @@ def facets(
     widths = [left, *(0.35 * table.shape[1] + 1.6 for table in loadings.values())]
     genes = {j: _genes_of_clusters(table, n_genes) for j, table in loadings.items()}
     height = max(0.2 * max(map(len, genes.values()), default=0) + 1.2, 0.5 * len(columns) + 2.0)
-    _, axes = plt.subplots(
-        1, len(widths), figsize=(sum(widths), height), width_ratios=widths, layout="constrained", squeeze=False
-    )
-    _draw_information(axes[0, 0], adata, columns, covariates, names)
-    panels = Panels({"mutual information": axes[0, 0]})
-    for ax, (j, table) in zip(axes[0, 1:], loadings.items(), strict=True):
-        _draw_genes(ax, table.loc[genes[j]])
-        ax.set_title(names[j])
-        panels[names[j]] = ax
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        size = (sum(widths), height)
+        ax = plt.subplots(1, len(widths), figsize=size, width_ratios=widths, layout="constrained", squeeze=False)[1][0]
+    shown = ["mutual information", *(names[j] for j in loadings)]
+    panels = Panels(zip(shown, given_axes(ax, shown), strict=True))
+    _draw_information(panels["mutual information"], adata, columns, covariates, names)
+    for j, table in loadings.items():
+        _draw_genes(panels[names[j]], table.loc[genes[j]])
+        panels[names[j]].set_title(names[j])
     return finish(panels, show, save)
 
 

@@ -21,6 +21,7 @@ def gates(
     key: str = "idc",
     *,
     n_genes: int = 4,
+    ax: Axes | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> Panels:
@@ -39,6 +40,8 @@ def gates(
     n_genes
         Genes of each cluster, the first ones of :func:`scdeepclust.tl.rank_gates`. A gene is drawn once, under the
         first cluster that has it.
+    ax
+        Where to draw: the room of one axes, for dots and legends. Default: a new figure.
     show
         Also show the figure, as a script needs it.
     save
@@ -91,6 +94,7 @@ def gates(
         dot_color_df=color,
         vmin=-top,
         vmax=top,
+        ax=ax,
     )
     plot.style(cmap="RdBu_r", dot_max=1.0, dot_min=0.0)
     plot.legend(colorbar_title="gate x expression\n(mean, in sd)", size_title="cells with the\ngate open (%)")

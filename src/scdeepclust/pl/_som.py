@@ -12,6 +12,7 @@ from scdeepclust.pl._style import (
     Panels,
     category_colors,
     finish,
+    given_axes,
     legend_beside,
     obs_column,
     spread,
@@ -36,6 +37,7 @@ def som(
     *,
     color: str | Sequence[str] = _STANDARD,
     n_columns: int = 3,
+    ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> Panels:
@@ -54,6 +56,8 @@ def som(
         others, paler where others mix in). White lines separate clusters; crossed nodes have no cells.
     n_columns
         Panels in a row.
+    ax
+        Where to draw: as many axes as panels. Default: a new figure.
     show
         Also show the figure, as a script needs it.
     save
@@ -79,24 +83,29 @@ def som(
     >>> list(sdc.pl.som(adata, color=["hits", "gene_0"]))
     ['hits', 'gene_0']
     """
-    import matplotlib.pyplot as plt
-
     results = som_results(adata, key)
     names = [color] if isinstance(color, str) else list(color)
     panels = [(name, *_node_values(adata, key, results, name)) for name in names]
-    n_rows = -(-len(panels) // n_columns)
-    shape = results["grid"]
-    width = _PANEL * min(max(shape[1] / shape[0], 0.8), 2)
-    size = (min(n_columns, len(panels)) * (width + 0.7), n_rows * (_PANEL + 0.3))
-    _, axes = plt.subplots(n_rows, min(n_columns, len(panels)), figsize=size, layout="constrained", squeeze=False)
-    for ax in axes.flat[len(panels) :]:
-        ax.remove()
-    for ax, (name, values, style) in zip(axes.flat, panels, strict=False):
-        _draw_plane(ax, adata, key, results, values, style)
-        ax.set_title(name)
-    for ax in axes.flat[: len(panels)]:  # when all panels have their place
-        spread(ax, list(ax.texts))
-    return finish(Panels(zip(names, axes.flat, strict=False)), show, save)
+    axes = _new_axes(len(names), n_columns, results["grid"]) if ax is None else given_axes(ax, names)
+    for panel, (name, values, style) in zip(axes, panels, strict=True):
+        _draw_plane(panel, adata, key, results, values, style)
+        panel.set_title(name)
+    for panel in axes:  # when all panels have their place
+        spread(panel, list(panel.texts))
+    return finish(Panels(zip(names, axes, strict=True)), show, save)
+
+
+def _new_axes(n: int, n_columns: int, grid: Sequence[int]) -> list[Axes]:
+    import matplotlib.pyplot as plt
+
+    n_columns = min(n_columns, n)
+    n_rows = -(-n // n_columns)
+    width = _PANEL * min(max(grid[1] / grid[0], 0.8), 2)
+    size = (n_columns * (width + 0.7), n_rows * (_PANEL + 0.3))
+    _, axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)
+    for unused in axes.flat[n:]:
+        unused.remove()
+    return list(axes.flat[:n])
 
 
 def transitions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -56,6 +57,14 @@ def finish(drawn: Drawn, show: bool | None, save: str | Path | None) -> Drawn:
 
         plt.show()
     return drawn
+
+
+def given_axes(ax: Axes | Sequence[Axes], names: Sequence[str]) -> list[Axes]:
+    """Axes that a user gave for panels of these names; ValueError if it is another number."""
+    axes = list(np.atleast_1d(np.asarray(ax, dtype=object)).ravel())
+    if len(axes) != len(names):
+        raise ValueError(f"ax: {len(axes)} axes for {len(names)} panels ({', '.join(names)})")
+    return axes
 
 
 def category_colors(adata: AnnData, key: str, n: int) -> list[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scdeepclust.tl._compare_plan import BASELINES, OPEN, Job, plan
-from scdeepclust.tl._compare_runs import DATA, run_file, run_job, write_atomically
+from scdeepclust.tl._compare_runs import DATA, run_file, run_job, while_alive, write_atomically
 from scdeepclust.tl._comparison import ABOUT, Comparison, read_comparison
 from scdeepclust.tl._genes import N_TOP_GENES, select_genes
 
@@ -129,7 +130,7 @@ def compare(
         while missing := _missing(folder, jobs):
             try:
                 Parallel(n_jobs=n_jobs, batch_size=1, pre_dispatch="all")(
-                    delayed(run_job)(str(folder.resolve()), job, options) for job in missing
+                    delayed(while_alive)(os.getpid(), run_job, str(folder.resolve()), job, options) for job in missing
                 )
             except Exception as error:  # noqa: BLE001  a job never raises: this is the engine, in its own words
                 lost: Exception | None = error

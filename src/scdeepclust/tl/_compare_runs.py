@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -31,6 +32,9 @@ DATA = "data.h5ad"
 N_PCS, N_NEIGHBORS, N_RESTARTS = 30, 15, 10
 # Of Leiden where labels choose: from a few clusters to many. 1 is among them, the default.
 RESOLUTIONS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0)
+# Seconds between two looks at whether the parent is alive, and the parents that are looked at.
+_LOOK = 0.5
+_watched: set[int] = set()
 # Cells of which neighbours are looked at for the mixing of batches.
 MIXING_CELLS = 5000
 
@@ -57,6 +61,24 @@ def run_job(folder: str, job: Job, options: dict[str, Any]) -> None:
         for run in job.runs:
             if not run_file(place, run).exists():
                 write_atomically(run_file(place, run, ".error.txt"), traceback.format_exc().encode())
+
+
+def while_alive(parent: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Do the work, and end with the process that started this worker, even if that was killed.
+
+    The workers of joblib would finish what they are at, beside those of the same command started again. Where the
+    parent is another one, such as that of a Ray or Dask worker, or this is the caller itself, nothing is watched.
+    """
+    if os.getppid() == parent and parent not in _watched:
+        _watched.add(parent)
+
+        def watch() -> None:
+            while os.getppid() == parent:
+                time.sleep(_LOOK)
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+    work(*arguments)
 
 
 @contextmanager

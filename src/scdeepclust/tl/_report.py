@@ -19,9 +19,10 @@ def report(
     """Write one HTML page about a clustering that opens without a network.
 
     It says in words which clusters to trust, and shows what was done, the cells coloured by cluster, confidence, batch
-    and known type, the genes of each cluster, batches and types in each, what only this model can show, the least
-    certain cells, and code to do it again; every table can be saved as csv. From the folder of a comparison it also
-    says which method to take, and shows the clusters of its most typical run.
+    and known type, the genes of each cluster, batches and types in each, a check of the batches
+    (:func:`scdeepclust.tl.check_batches`), what only this model can show, cells that a reference does not know, the
+    least certain cells, and how to do it again; every table can be saved as csv. From the folder of a comparison it
+    also says which method to take, and shows the clusters of its most typical run.
 
     Parameters
     ----------

@@ -26,10 +26,15 @@ FOUND_AGAIN = 0.5
 # A gene that marks a cluster: log2 fold change to the cluster in which it is highest but for this one, and share of its
 # cells with a count. The fold change to all other cells says nothing where a cluster was split in two.
 MARKER_FOLD, MARKER_SHARE = 1.0, 0.25
-# Genes looked at, and how much larger the share of cells with a count is for a gene that comes first.
-N_MARKERS, SPECIFIC = 50, 0.25
+# Genes looked at. First come those that other cells lack: by how much the share of cells with a count has to be larger;
+# or, as counts of the strongest genes leak into all cells, by how much the mean (log2, to the next cluster).
+N_MARKERS, SPECIFIC, FAR_ABOVE = 50, 0.25, 2.0
 # Share of all cells that batches have which a cluster lacks, where that is worth a warning.
 LACKING = 0.4
+# Cells that the cells of a fit say are of no known kind: above this novelty are 5 % of those of known kinds.
+NEW, MANY_NEW = 0.95, 0.5
+# Cells that a check of the batches looks at; it makes a dense matrix of them.
+CHECKED_CELLS = 20_000
 VERDICTS = ("safe", "look again", "doubtful")
 
 
@@ -76,8 +81,17 @@ class Facts:
         return self.adata.obs[column].astype(float) if column in self.adata.obs else None
 
     @cached_property
+    def totals(self) -> pd.Series:
+        """Counts of each cell: twice as many as elsewhere can mean two cells in one, very few a broken one."""
+        from scdeepclust.model._base import row_blocks
+
+        blocks = row_blocks(self.adata, dict(self.about.get("setup", {})).get("layer"))
+        totals = [np.asarray(block.sum(axis=1, dtype=np.float64)).ravel() for block in blocks]
+        return pd.Series(np.concatenate(totals), self.labels.index)
+
+    @cached_property
     def markers(self) -> pd.DataFrame:
-        """Genes of each cluster by the t statistic against all other cells, first those that many of these lack.
+        """Genes of each cluster by the t statistic against all other cells, first those that these lack.
 
         There are no p values: groups that were made by these genes differ in them whatever the truth.
         """
@@ -107,6 +121,7 @@ class Facts:
         table = table[columns]
         table = table[(table["log2_fold_change"] > 0) & (table["share_in_cluster"] >= MARKER_SHARE)]
         common = table["share_in_cluster"] - table["share_elsewhere"] < SPECIFIC
+        common &= table["fold_to_next"] < FAR_ABOVE
         place = pd.Series(np.arange(len(table)), table.index)
         order = np.lexsort([place, common, table["cluster"].astype(self.labels.dtype).cat.codes])
         return table.iloc[order].groupby("cluster", sort=False, observed=True).head(N_MARKERS)
@@ -128,6 +143,39 @@ class Facts:
     def batches(self) -> pd.DataFrame | None:
         """Share of each batch in each cluster, and in all cells in the last row."""
         return None if self.batch_key is None else self._shares(self.batch_key)
+
+    @cached_property
+    def batch_check(self) -> pd.DataFrame | None:
+        """What :func:`scdeepclust.tl.check_batches` says of each cluster, where there are two batches."""
+        from scdeepclust.tl._batches import check_batches
+
+        if self.batch_key is None or self.adata.obs[self.batch_key].isna().any():
+            return None
+        if self.adata.obs[self.batch_key].nunique() < 2 or len(self.labels.cat.categories) < 2:
+            return None
+        chosen = np.arange(self.adata.n_obs)
+        if len(chosen) > CHECKED_CELLS:
+            chosen = np.sort(np.random.default_rng(0).choice(chosen, CHECKED_CELLS, replace=False))
+        table = check_batches(self.adata[chosen], self.key, self.batch_key)
+        return table.set_axis(table.index.astype(str).rename("cluster"))
+
+    @cached_property
+    def novelty(self) -> pd.DataFrame | None:
+        """For cells that a reference was asked about: share of each cluster that is of no kind that it knows."""
+        column = ResultKeys(self.key).novelty
+        if column not in self.adata.obs:
+            return None
+        new = (self.adata.obs[column] > NEW).to_numpy()
+        by_cluster = pd.Series(new).groupby(self.labels.to_numpy())
+        table = pd.DataFrame({"cells": by_cluster.size(), "new": by_cluster.sum(), "share new": by_cluster.mean()})
+        table = table.reindex(self.labels.cat.categories)
+        table.loc["all cells"] = [len(new), new.sum(), new.mean()]
+        return table.astype({"cells": int, "new": int}).rename_axis(index="cluster")
+
+    @property
+    def n_uncertain(self) -> int:
+        """Cells with a confidence that would speak against a cluster."""
+        return 0 if self.confidence is None else int((self.confidence < LOW_CONFIDENCE).sum())
 
     @cached_property
     def types(self) -> pd.DataFrame | None:
@@ -168,6 +216,7 @@ class Facts:
         """One row a cluster: size, confidence, batch, type, genes, how often found again, verdict and why."""
         sizes = self.labels.value_counts().reindex(self.labels.cat.categories)
         table = pd.DataFrame({"cells": sizes, "share": sizes / len(self.labels)})
+        table["median counts"] = self.totals.groupby(self.labels, observed=True).median().astype(int)
         if self.confidence is not None:
             table["median confidence"] = self.confidence.groupby(self.labels, observed=True).median()
         for name, shares in (("batch", self.batches), ("type", self.types)):
@@ -195,12 +244,16 @@ class Facts:
         if self.batches is not None:
             usual = self.batches.loc["all cells", row["largest batch"]]
             if row["share of batch"] >= ONE_BATCH and usual < USUAL_SHARE:
+                twin = "" if self.batch_check is None else self.batch_check["twin"].get(name, "")
                 yield (
                     f"comes from one {self.batch_key}: {row['share of batch']:.0%} of it is {row['largest batch']}, "
                     f"which has {usual:.0%} of all cells"
+                    + (f", and it differs from cluster {twin} by no more than batches differ" if twin else "")
                 )
             elif lacks := self._lacks(name):
                 yield f"has nearly no cells of {', '.join(lacks)}"
+        if self.novelty is not None and self.novelty.loc[name, "share new"] > MANY_NEW:
+            yield f"holds cells that the reference does not know: {self.novelty.loc[name, 'share new']:.0%} of it"
         if row.get("share of type", 1.0) < MIXED_TYPES:
             yield f"mixes known types: {row['share of type']:.0%} are {row['largest type']}"
         own = self.markers[self.markers["cluster"] == name]

@@ -106,6 +106,8 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Found .* in eval mode")
             warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
             warnings.filterwarnings("ignore", message=".*does not have many workers")
+            # loggers get their values at the end of each epoch, whatever the number of steps
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -46,6 +47,9 @@ class PhasedTrainingMixin(CellSourceMixin, UnsupervisedTrainingMixin):
     # name of the phase that a model stands in which was saved before its clusters were there
     phase_: str | None = None
     phases_: list[tuple[str, int]] = []
+    # in all calls of `train`, and when the part that is not yet in it began
+    seconds_: float = 0.0
+    _lap_began: float
     # what another fit of the same kind has to be told
     fit_options_: dict[str, Any] = {}
     _own_seed: int | None = None
@@ -194,6 +198,7 @@ class PhasedTrainingMixin(CellSourceMixin, UnsupervisedTrainingMixin):
         interrupt: GracefulInterrupt,
     ) -> None:
         """All phases, or those that are left of them."""
+        self._lap_began = time.perf_counter()
         state = store.read() if store else None
         if state is not None and state["finished"]:
             self._take_finished(state)
@@ -225,6 +230,7 @@ class PhasedTrainingMixin(CellSourceMixin, UnsupervisedTrainingMixin):
             if store is not None and not interrupt.interrupted:
                 store.write(self._fit_state(start, number + 1))
         self._end_training(split[0])
+        self._end_lap()
         self.interrupted_ = interrupt.interrupted  # for who goes on with the model, such as the command line
         if store is not None and not interrupt.interrupted:
             store.write(self._fit_state(start, len(phases), finished=True))
@@ -310,6 +316,7 @@ class PhasedTrainingMixin(CellSourceMixin, UnsupervisedTrainingMixin):
         finished: bool = False,
     ) -> dict[str, Any]:
         """All that a fit needs to go on with a phase, from its start or from inside."""
+        self._end_lap()
         names = {name for name in vars(self) if name.endswith("_")} - {"registry_"}
         return {
             "start": start,
@@ -321,6 +328,10 @@ class PhasedTrainingMixin(CellSourceMixin, UnsupervisedTrainingMixin):
             "random": random_states(),
             "found": {name: describe(value) for name, value in self._parameters_given().items()},
         }
+
+    def _end_lap(self) -> None:
+        now = time.perf_counter()
+        self.seconds_, self._lap_began = self.seconds_ + now - self._lap_began, now
 
     def _take_state(self, state: dict[str, Any]) -> None:
         """Become what the model was when the state was written."""

@@ -85,7 +85,7 @@ class ClusteringPlan(TrainingPlan):
         compile: bool = False,
         compile_kwargs: dict | None = None,
     ):
-        self._prefix = "" if last else f"{phase}_"
+        self.prefix = "" if last else f"{phase}_"
         self.phase = phase
         self.kl_warmup = kl_warmup
         creators = {"Adam": self._fused_adam, "AdamW": self._adamw, "Custom": None}
@@ -229,7 +229,7 @@ class ClusteringPlan(TrainingPlan):
 
         Callbacks that monitor a value find it under one name in every phase.
         """
-        named = {f"{self._prefix}{name}": value for name, value in metrics.items()}
+        named = {f"{self.prefix}{name}": value for name, value in metrics.items()}
         for name, value in named.items():
             self._values[name][self.current_epoch] = value
         for logger in self.trainer.loggers:

@@ -102,8 +102,11 @@ def fit_parameters(model: BaseModelClass) -> dict[str, Any]:
     return {
         "model": type(model).__name__,
         "setup": setup,
+        "n_cells": model.summary_stats.n_cells,
+        "n_genes": model.summary_stats.n_vars,
         "params": {name: _storable(value) for name, value in init.items() if value is not None},
         "phases": {name: sum(n for other, n in model.phases_ if other == name) for name, _ in model.phases_},
+        "seconds": round(model.seconds_, 1),
         "seed": -1 if model._seed is None else model._seed,
         "versions": package_versions(),
         "final": {name: float(frame.iloc[-1, 0]) for name, frame in (model.history_ or {}).items() if len(frame)},

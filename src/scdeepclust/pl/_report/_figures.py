@@ -10,6 +10,7 @@ import pandas as pd
 
 from scdeepclust._keys import ResultKeys
 from scdeepclust.pl._embedding import draw_categories, draw_confidence
+from scdeepclust.pl._own_view import own_views
 from scdeepclust.pl._report._svg import Picture, picture
 from scdeepclust.pl._style import DOUBT, LONGEST_ON_PLOT, PALETTE, SURE
 
@@ -240,36 +241,9 @@ def agreement(table: pd.DataFrame, setting: str) -> Picture:
 
 def own_view(facts: Facts) -> Iterator[Picture]:
     """What only this system can show: gates, facets, or the map with its transitions."""
-    from scdeepclust.pl import _facets, _gates, _som
-
-    adata, key, keys = facts.adata, facts.key, ResultKeys(facts.key)
     known = [column for column in (facts.label_key, facts.batch_key) if column is not None]
-    if keys.gates in adata.layers and keys.global_gates in adata.varm:
-        yield picture(
-            lambda: _gates.gates(adata, key, n_genes=3),
-            "Dot plot of the genes whose gates are open in each cluster",
-            "Genes that each cluster was read from: size is the share of cells with the gate open, red means more "
-            "expressed than in the average cell, blue less",
-        )
-    if keys.facet(0).labels in adata.obs:
-        yield picture(
-            lambda: _facets.facets(adata, key, covariates=known, n_genes=2),
-            "Mutual information of facets with each other and with columns of obs, and the genes of each facet",
-            "Facets: several clusterings of the same cells, what they follow and their genes",
-        )
-    if "map" in facts.about:
-        color = ["clusters", "hits", "u_matrix", *known]
-        yield picture(
-            lambda: _som.som(adata, key, color=color),
-            "The map of states, coloured by " + ", ".join(color),
-            "Map of states: neighbours on it are alike; bright ridges of the U-matrix are borders",
-        )
-        if "transition_counts" in facts.about:
-            yield picture(
-                lambda: _som.transitions(adata, key),
-                "The map of states with an arrow from each node to where its cells go",
-                "Where cells go over time",
-            )
+    for view in own_views(facts.adata, facts.key, known):
+        yield picture(view.draw, view.alt, view.caption)
 
 
 def tree(facts: Facts) -> Picture | None:
