@@ -15,7 +15,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-newest lint docs bench clean
+.PHONY: help demo test test-slow test-newest lint docs tutorials bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ lint: $(VENV)/.developer ## ruff and mypy
 docs: $(VENV)/.developer ## HTML in docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
+tutorials: $(VENV)/.developer ## run the notebooks in tutorials/ and write their outputs into them
+	$(BIN)/python tutorials/execute.py
+
 bench: $(VENV)/.developer ## rewrite the tables in docs/benchmarks (hours; resumable)
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/scale.py
@@ -65,7 +68,7 @@ bench: $(VENV)/.developer ## rewrite the tables in docs/benchmarks (hours; resum
 	$(BIN)/python benchmarks/kill.py
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(NEWEST) demo_output docs/_build docs/generated docs/tutorials/*.ipynb
+	rm -rf $(VENV) $(NEWEST) demo_output docs/_build docs/generated docs/tutorials/*.ipynb docs/_static/tutorials
 
 # torch goes first and alone: on a machine with a CPU-only build at hand nothing then pulls in another one.
 $(VENV)/.user: pyproject.toml constraints.txt

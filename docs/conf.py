@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import inspect
+import json
 from functools import cached_property
 from importlib.metadata import version as distribution_version
 from pathlib import Path
@@ -27,6 +29,8 @@ exclude_patterns = ["_build"]
 default_role = "code"
 
 html_theme = "sphinx_book_theme"
+html_static_path = ["_static"]
+html_css_files = ["cards.css"]
 html_title = "scdeepclust"
 html_theme_options = {"show_toc_level": 2}
 
@@ -61,7 +65,20 @@ def copy_tutorials(source: Path, target: Path) -> None:
             path.write_text(text, encoding="utf-8")
 
 
-copy_tutorials(Path(__file__).parents[1] / "tutorials", Path(__file__).parent / "tutorials")
+def write_thumbnails(source: Path, target: Path) -> None:
+    """The first figure of the cell tagged "thumbnail" of each notebook, for the gallery."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if "thumbnail" in cell["metadata"].get("tags", ()):
+                figures = (output.get("data", {}).get("image/png") for output in cell["outputs"])
+                png = next(figure for figure in figures if figure)
+                (target / f"{path.stem}.png").write_bytes(base64.b64decode("".join(png)))
+
+
+TUTORIALS = Path(__file__).parents[1] / "tutorials"
+copy_tutorials(TUTORIALS, Path(__file__).parent / "tutorials")
+write_thumbnails(TUTORIALS, Path(__file__).parent / "_static" / "tutorials")
 
 
 def members(full_name: str, *, ours: bool) -> list[tuple[str, str]]:

@@ -311,3 +311,12 @@ def test_every_drawing_can_be_shown_and_saved():
         parameters = inspect.signature(getattr(pl, name)).parameters
         assert parameters["ax"].default is parameters["show"].default is parameters["save"].default is None, name
         assert inspect.signature(getattr(pl, name)).return_annotation in ("Axes", "Panels"), name
+
+
+def test_a_quantity_without_a_course_has_no_panel():
+    """Labels that changed once, and were not measured in the first epoch, are no curve."""
+    values = {"loss_train": [3.0, 2.0], "label_change_train": [np.nan, 0.1]}
+    model = SimpleNamespace(phases_=[("cluster", 2)], history={k: pd.DataFrame({k: v}) for k, v in values.items()})
+    assert list(pl.history(model)) == ["loss"]
+    panel = pl.history(model, "label_change")["label_change"]
+    assert panel.lines[0].get_marker() == "."

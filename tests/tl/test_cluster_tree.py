@@ -168,9 +168,11 @@ def test_the_tree_is_drawn_by_us_and_by_scanpy(adata):
     ax = sdc.pl.cluster_tree(tree)
     assert [label.get_text().split()[0] for label in ax.get_yticklabels()] == tree.clusters
     by_height = sorted(zip(ax.get_yticks(), tree.clusters, strict=True))
-    assert [name for _, name in by_height] == tree.to_uns()["categories_ordered"]
-    adata.uns["dendrogram_gmvae"] = tree.to_uns()
+    assert [name for _, name in by_height] == tree.to_uns("gmvae")["categories_ordered"]
+    adata.uns["dendrogram_gmvae"] = tree.to_uns("gmvae")
     assert sc.pl.dendrogram(adata, "gmvae", show=False) is not None
+    dots = sc.pl.dotplot(adata, adata.var_names[:3], groupby="gmvae", dendrogram=True, return_fig=True)
+    assert dots.categories_order == tree.to_uns("gmvae")["categories_ordered"]
     plt.close("all")
 
 
@@ -185,6 +187,7 @@ def test_a_tree_is_kept_with_its_results_only(adata, tmp_path):
     again = sc.read_h5ad(tmp_path / "a.h5ad")
     assert again.uns["gmvae"]["tree"]["splits"]["separation"].tolist() == tree.splits["separation"].tolist()
     assert sc.pl.dendrogram(again, "gmvae", show=False) is not None
+    assert sc.pl.dotplot(again, again.var_names[:3], groupby="gmvae", dendrogram=True, return_fig=True) is not None
     plt.close("all")
     model.write_back(adata, confidence="posterior")
     assert "tree" not in adata.uns["gmvae"]

@@ -85,7 +85,7 @@ def history(
         raise ValueError(f"ax: {len(axes)} axes for {len(wanted)} quantities ({', '.join(wanted)})")
     for panel, name in zip(axes, wanted, strict=True):
         for mode, curve in curves[name]:  # one line a phase: what a loss is made of changes between phases
-            marker = "." if len(curve) == 1 else None
+            marker = "." if curve.count() == 1 else None
             panel.plot(curve.index, curve.to_numpy(), color=_COLORS[mode], marker=marker)
         modes = sorted({mode for mode, _ in curves[name]})
         if len(modes) > 1:
@@ -105,7 +105,7 @@ def _telling(curves: dict[str, list[tuple[str, pd.Series]]]) -> list[str]:
     told: list[list[tuple[str, pd.Series]]] = []
     names = []
     for name, parts in curves.items():
-        if all(np.ptp(curve) <= _FLAT * max(np.abs(curve).max(), 1e-12) for _, curve in parts):
+        if all(_flat(curve.dropna()) for _, curve in parts):
             continue
         values = np.concatenate([curve.to_numpy() for _, curve in parts])
         low, high = np.nanmin(values), np.nanmax(values)
@@ -115,6 +115,10 @@ def _telling(curves: dict[str, list[tuple[str, pd.Series]]]) -> list[str]:
             told.append(course)
             names.append(name)
     return names or list(curves)
+
+
+def _flat(curve: pd.Series) -> bool:
+    return curve.empty or float(np.ptp(curve)) <= _FLAT * max(float(curve.abs().max()), 1e-12)
 
 
 def _range(curves: list[pd.Series]) -> tuple[float, float]:

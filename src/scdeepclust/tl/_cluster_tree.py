@@ -42,7 +42,7 @@ class ClusterTree:
     >>> tree = sdc.tl.ClusterTree(splits, np.array([[0, 1, 2.0, 2], [2, 3, 9.0, 3]]), ["0", "1", "2"])
     >>> tree.cut()
     {'0': '0', '1': '0', '2': '1'}
-    >>> tree.to_uns()["categories_ordered"]
+    >>> tree.to_uns("gmvae")["categories_ordered"]
     ['2', '0', '1']
     """
 
@@ -93,10 +93,20 @@ class ClusterTree:
             raise ValueError(f"`key`: the clusters in `adata.obs[{key!r}]` are not those of the tree.")
         kept = {"splits": self.splits, "linkage": self.linkage, "clusters": np.array(self.clusters, dtype=object)}
         adata.uns[key]["tree"] = kept
-        adata.uns[f"dendrogram_{key}"] = self.to_uns()
+        adata.uns[f"dendrogram_{key}"] = self.to_uns(key)
 
-    def to_uns(self) -> dict[str, Any]:
-        """The tree as scanpy's plots take it: ``adata.uns[f"dendrogram_{key}"] = tree.to_uns()``."""
+    def to_uns(self, key: str) -> dict[str, Any]:
+        """The tree as scanpy's plots take it: ``adata.uns[f"dendrogram_{key}"] = tree.to_uns(key)``.
+
+        Parameters
+        ----------
+        key
+            Column of ``obs`` with the clusters; scanpy refuses a tree of another one.
+
+        Returns
+        -------
+        What :func:`scanpy.tl.dendrogram` writes.
+        """
         from scipy.cluster.hierarchy import dendrogram
 
         drawn = dendrogram(self.linkage, labels=self.clusters, no_plot=True)
@@ -105,6 +115,7 @@ class ClusterTree:
             "categories_ordered": drawn["ivl"],
             "categories_idx_ordered": drawn["leaves"],
             "dendrogram_info": drawn,
+            "groupby": [key],
         }
 
 
