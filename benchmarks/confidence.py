@@ -132,9 +132,12 @@ def lead(rows: pd.DataFrame) -> Lead:
     worst = one.loc[one.error.idxmax()]
     text = f"""\
 Each point is a data set: on the line, a confidence of .9 means that 90 % of the cells are put into the same cluster
-again. The mean calibration error is {one.error.mean():.3f} for `GMVAE` and {other.error.mean():.3f} for `SCDeepCluster`; that of the
-highest assignment probability of the same fits is {one.error_posterior.mean():.3f} and {other.error_posterior.mean():.3f}. **What is lost:** the worst
-set is `{worst.data}` with an error of {worst.error:.3f} (`GMVAE`), the confidence takes {(one.confidence_cpu_s / one.fit_cpu_s).median():.1f} times the time of the fit, and it tells
+again. The mean calibration error is {one.error.mean():.3f} for `GMVAE` and {other.error.mean():.3f} for
+`SCDeepCluster`; that of the
+highest assignment probability of the same fits is {one.error_posterior.mean():.3f} and
+{other.error_posterior.mean():.3f}. **What is lost:** the worst
+set is `{worst.data}` with an error of {worst.error:.3f} (`GMVAE`), the confidence takes
+{(one.confidence_cpu_s / one.fit_cpu_s).median():.1f} times the time of the fit, and it tells
 cells of the majority type of their cluster from others with an AUROC of {one.auroc_type.mean():.2f} only."""
     return Lead(figure, "Mean confidence against the share of cells that repeat, one point a data set", text)
 

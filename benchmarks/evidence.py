@@ -192,9 +192,12 @@ def lead(rows: pd.DataFrame) -> Lead:
     titled(right, "A type left out of the fit")
     ari = lines.ari
     text = f"""\
-Where there is nothing to be found, `tl.rank_genes` calls {null.below_05.mean():.1%} of the p-values below .05 and the usual test on the same
-counts {null.circular_below_05.mean():.1%}. With the number of clusters open, mixtures of cell lines come out exactly in {(ari == 1).sum()} of {len(ari)} fits (least
-ARI {ari.min():.2f}). **What is lost:** half of the counts cost power ({power.power.mean():.2f} of the markers are found instead of {power.circular_power.mean():.2f}), and
+Where there is nothing to be found, `tl.rank_genes` calls {null.below_05.mean():.1%} of the p-values below .05 and the
+usual test on the same
+counts {null.circular_below_05.mean():.1%}. With the number of clusters open, mixtures of cell lines come out exactly
+in {(ari == 1).sum()} of {len(ari)} fits (least
+ARI {ari.min():.2f}). **What is lost:** half of the counts cost power ({power.power.mean():.2f} of the markers are
+found instead of {power.circular_power.mean():.2f}), and
 of {len(new)} types that were left out of the fit {(new.auroc < 0.7).sum()} are hardly noticed (AUROC below .7)."""
     return Lead(figure, "Shares of genes called, and how well a new type is noticed", text)
 

@@ -203,9 +203,12 @@ def lead(rows: pd.DataFrame) -> Lead:
     bars(ax, table, (BLUE, ORANGE), "normalised mutual information (blue: cell type, orange: stimulation)")
     facet0, facet1, one = (table.loc[name] for name in list(table.index)[:3])
     text = f"""\
-Half of the blood cells are stimulated, and no model is told which. Facet 0 says the type ({facet0["cell type"]:.2f}) and not the stimulation
-({facet0["stimulation"]:.2f}), facet 1 the stimulation ({facet1["stimulation"]:.2f}) and not the type ({facet1["cell type"]:.2f}); one clustering mixes both ({one["cell type"]:.2f} and {one["stimulation"]:.2f}).
-**What is lost:** on 5,000 digits of MNIST the purity is {mean("mnist", "purity"):.2f} (the paper reports 0.92 on all 70,000), and the settings
+Half of the blood cells are stimulated, and no model is told which. Facet 0 says the type ({facet0["cell type"]:.2f})
+and not the stimulation
+({facet0["stimulation"]:.2f}), facet 1 the stimulation ({facet1["stimulation"]:.2f}) and not the type
+({facet1["cell type"]:.2f}); one clustering mixes both ({one["cell type"]:.2f} and {one["stimulation"]:.2f}).
+**What is lost:** on 5,000 digits of MNIST the purity is {mean("mnist", "purity"):.2f} (the paper reports 0.92 on all
+70,000), and the settings
 for images were chosen on the two sets shown below."""
     return Lead(figure, "Bars of the mutual information of facets with cell type and stimulation", text)
 

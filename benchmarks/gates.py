@@ -21,8 +21,8 @@ from _methods import DATASETS, FAMILIES, Timer, fit_model, labels_of, load  # fi
 # isort: split
 import numpy as np
 import pandas as pd
-from _own_process import in_own_process, peak_mib
 from _charts import BLUE, GREY, ORANGE, Lead, bars, panels
+from _own_process import in_own_process, peak_mib
 from _report import HERE, Report, markdown, write_csv
 from _threads import one_thread
 from anndata import AnnData
@@ -319,9 +319,12 @@ def lead(rows: pd.DataFrame) -> Lead:
     real, open_ = means.loc["mean of the real data"], rows[rows["data"] != SIMULATED]
     least = (means["by gate"] / means["at random"].clip(lower=1e-3)).drop("mean of the real data")
     text = f"""\
-Labels are read from {open_.share_open.mean():.1%} of the genes of a cell on average. Without the tenth of the genes that its gates name,
-{real["by gate"]:.1%} of the labels change; without as many at random {real["at random"]:.1%}, without those of highest dispersion (orange) {real["by dispersion"]:.1%}. **What
-is lost:** the ratio is only {least.min():.1f} on `{least.idxmin()}`, and which of several genes that say the same is opened may differ between fits."""
+Labels are read from {open_.share_open.mean():.1%} of the genes of a cell on average. Without the tenth of the genes
+that its gates name,
+{real["by gate"]:.1%} of the labels change; without as many at random {real["at random"]:.1%}, without those of
+highest dispersion (orange) {real["by dispersion"]:.1%}. **What
+is lost:** the ratio is only {least.min():.1f} on `{least.idxmin()}`, and which of several genes that say the same is
+opened may differ between fits."""
     return Lead(figure, "Bars of the share of labels that change when genes are removed, by data set", text)
 
 

@@ -171,8 +171,10 @@ def lead(rows: pd.DataFrame) -> Lead:
     ratio = (scvi.reindex(ours.index) / ours.ms_a_step).set_axis(ours.model)
     slower = ", ".join(f"`{name}` {value:.1f}" for name, value in ratio[ratio < 0.95].items())
     text = f"""\
-scVI takes {ratio.min():.1f} to {ratio.max():.1f} times the time of a step of our models. The card computes in {busy.min():.0%} to {busy.max():.0%} of
-that time, and waits for the rest. **What is lost:** {"slower than scVI by that ratio: " + slower if slower else "nothing in this table"}."""
+scVI takes {ratio.min():.1f} to {ratio.max():.1f} times the time of a step of our models. The card computes in
+{busy.min():.0%} to {busy.max():.0%} of
+that time, and waits for the rest. **What is lost:**
+{"slower than scVI by that ratio: " + slower if slower else "nothing in this table"}."""
     return Lead(figure, "Bars of milliseconds a step by model", text)
 
 

@@ -107,8 +107,10 @@ def lead(rows: pd.DataFrame) -> Lead:
     behind = [data for data, row in tables["Total"].iterrows() if row.gmvae < row.scvi]
     lost = [name for name, mean in (("bio conservation", bio), ("batch correction", batch)) if mean.gmvae < mean.scvi]
     text = f"""\
-The embedding of `GMVAE` has a mean total of {total.gmvae:.3f}, that of scVI {total.scvi:.3f}; it is behind on {len(behind)} of {len(order)} sets. Bio
-conservation is {bio.gmvae:.3f} against {bio.scvi:.3f}, batch correction {batch.gmvae:.3f} against {batch.scvi:.3f}. **What is lost:**
+The embedding of `GMVAE` has a mean total of {total.gmvae:.3f}, that of scVI {total.scvi:.3f}; it is behind on
+{len(behind)} of {len(order)} sets. Bio
+conservation is {bio.gmvae:.3f} against {bio.scvi:.3f}, batch correction {batch.gmvae:.3f} against {batch.scvi:.3f}.
+**What is lost:**
 {" and ".join(lost) or "neither of the two"}{", and the total on " + ", ".join(behind) if behind else ""}."""
     return Lead(figure, "Scores of three embeddings, one mark an embedding", text)
 

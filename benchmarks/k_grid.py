@@ -136,8 +136,10 @@ def lead(rows: pd.DataFrame) -> Lead:
     legend_in(ax, loc="lower left")
     best, first = mean.own_ari.idxmax(), mean.best_ari
     text = f"""\
-The latent space hardly depends on K: the best clustering of it has an ARI of {first.min():.2f} to {first.max():.2f} over the whole grid. The
-model's own clusters do: {mean.own_ari.max():.2f} with {best} components, {mean.own_ari.iloc[-1]:.2f} with {mean.index[-1]}. **What is lost:** components that are too many are
+The latent space hardly depends on K: the best clustering of it has an ARI of {first.min():.2f} to {first.max():.2f}
+over the whole grid. The
+model's own clusters do: {mean.own_ari.max():.2f} with {best} components, {mean.own_ari.iloc[-1]:.2f} with
+{mean.index[-1]}. **What is lost:** components that are too many are
 not emptied but used, so that K has to be given, or [found](one_population.md), close to the number of groups."""
     return Lead(figure, "Adjusted Rand index against the number of components", text)
 

@@ -159,8 +159,10 @@ def lead(rows: pd.DataFrame, prices: pd.DataFrame) -> Lead:
     ax.set_ylim(-0.5, len(names) - 0.5)
     ax.tick_params(axis="y", length=0)
     text = f"""\
-{rows.identical.sum()} of {len(rows)} fits that were killed at a random moment and continued end with the same probabilities, bit for bit, as
-without. Writing costs at most {prices.more.max():.1%} of the time. **What is lost:** what was trained since the last time of writing is
+{rows.identical.sum()} of {len(rows)} fits that were killed at a random moment and continued end with the same
+probabilities, bit for bit, as
+without. Writing costs at most {prices.more.max():.1%} of the time. **What is lost:** what was trained since the last
+time of writing is
 trained again."""
     return Lead(figure, "Moments at which fits were killed, full where they ended as if never killed", text)
 

@@ -18,8 +18,8 @@ from _methods import DATASETS, fit_model, load, one_thread  # first: it sets the
 # isort: split
 import numpy as np
 import pandas as pd
-from _courses import Result, chain, course
 from _charts import BLUE, GREY, ORANGE, Lead, Mark, dots, legend_below, panels
+from _courses import Result, chain, course
 from _report import Report, markdown
 from anndata import AnnData
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -299,9 +299,12 @@ def lead(rows: pd.DataFrame) -> Lead:
     error, course = means.topographic_error, rows[(rows["part"] == "course") & (rows["method"] == "time")]
     direction = course[course["metric"].isin(["direction", "direction_permuted"])].groupby("metric")["value"].mean()
     text = f"""\
-A node of the map holds cells of one type in {means.purity.mean():.0%} of the cells, and the two nearest nodes of a cell are neighbours on the
-grid but for {error.mean():.1%} of the cells (at most {error.max():.1%}). The flow over a time course has a direction of {direction["direction"]:.2f}, with permuted times
-{direction["direction_permuted"]:.2f}. **What is lost:** clusters are unions of nodes, with a mean ARI of {means.merged_ari.mean():.3f} ({means.merged_ari.min():.2f} on `{means.merged_ari.idxmin()}`)."""
+A node of the map holds cells of one type in {means.purity.mean():.0%} of the cells, and the two nearest nodes of a
+cell are neighbours on the
+grid but for {error.mean():.1%} of the cells (at most {error.max():.1%}). The flow over a time course has a direction
+of {direction["direction"]:.2f}, with permuted times
+{direction["direction_permuted"]:.2f}. **What is lost:** clusters are unions of nodes, with a mean ARI of
+{means.merged_ari.mean():.3f} ({means.merged_ari.min():.2f} on `{means.merged_ari.idxmin()}`)."""
     return Lead(figure, "Purity, adjusted Rand index and topographic error by data set", text)
 
 

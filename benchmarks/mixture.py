@@ -176,8 +176,10 @@ def lead(rows: pd.DataFrame) -> Lead:
     errors = mean[mean.index.str.startswith("calibration error")]
     private = rows[rows.quantity == "F1 of the private type"]["value"].mean()
     text = f"""\
-On simulated cells whose types are known, the probabilities of the mixture are off by {errors.min():.3f} where types are clear. A type that
-only one batch has stays a cluster of its own (F1 {private:.2f}). **What is lost:** the more types overlap, the less a cluster is a type, and
+On simulated cells whose types are known, the probabilities of the mixture are off by {errors.min():.3f} where types
+are clear. A type that
+only one batch has stays a cluster of its own (F1 {private:.2f}). **What is lost:** the more types overlap, the less a
+cluster is a type, and
 the error grows to {errors.max():.3f}."""
     return Lead(figure, "Mean probability against the share of right labels, one point a simulated set", text)
 

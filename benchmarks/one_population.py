@@ -19,7 +19,7 @@ from _methods import components, fit_model, leiden_default, load  # first: it se
 import numpy as np
 import pandas as pd
 import scanpy as sc
-from _charts import BLUE, GREY, MODEL_COLORS, Lead, bars, panels
+from _charts import GREY, MODEL_COLORS, Lead, bars, panels
 from _report import Report, markdown, number_list
 from anndata import AnnData
 from scipy.sparse import csr_matrix
@@ -121,9 +121,12 @@ def lead(rows: pd.DataFrame) -> Lead:
     two = rows[(rows.kind == "two") & (rows.model == "gmvae")]
     strong = two[two.effect == two.effect.max()]
     text = f"""\
-`GMVAE` with the number of clusters open splits {own.split.mean():.1%} of {len(own)} simulated single populations, PCA with Leiden at its default
-{shares["pca+leiden"]["all"]:.0%}. The share is highest, {by_factors.max():.1%}, with {by_factors.idxmax():g} continuous factors. **What is lost:**
-power: two populations of equal size, {N_MARKERS} genes apart by a log fold change of {two.effect.max():g}, are found in {(strong.ari > 0.5).mean():.0%} of {len(strong)} sets."""
+`GMVAE` with the number of clusters open splits {own.split.mean():.1%} of {len(own)} simulated single populations, PCA
+with Leiden at its default
+{shares["pca+leiden"]["all"]:.0%}. The share is highest, {by_factors.max():.1%}, with {by_factors.idxmax():g}
+continuous factors. **What is lost:**
+power: two populations of equal size, {N_MARKERS} genes apart by a log fold change of {two.effect.max():g}, are found
+in {(strong.ari > 0.5).mean():.0%} of {len(strong)} sets."""
     return Lead(figure, "Bars of the share of single populations that are split", text)
 
 

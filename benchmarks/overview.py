@@ -51,8 +51,8 @@ class Numbers:
         lines = [
             ["", "here", "beside it", "what is lost", "rows"],
             [
-                f"**label quality**: mean ARI on {len(self.new)} sets that chose no default but the length of training, K "
-                "given",
+                f"**label quality**: mean ARI on {len(self.new)} sets that chose no default but how long to train, "
+                "number of clusters given",
                 f"**{self.new[self.model].mean():.2f}** ({name_of(self.model)})",
                 f"{self.baselines[best]:.2f}, {name_of(best)}, the best baseline by this mean",
                 f"{self.gap.min():+.2f} on `{worst}` against the best baseline of that set",
@@ -170,13 +170,15 @@ def write_index(numbers: Numbers) -> None:
 :width: 100%
 ```
 
-Every number in these pages is written by a script in `benchmarks/`, from rows that are committed beside it and linked at
+Every number in these pages is written by a script in `benchmarks/`, from rows that are committed beside it and linked
+at
 the end of each page. What a label, a number of clusters or a confidence is worth depends on the data: each page says
 what is gained *and* what is lost.
 
 {numbers.table(lambda page, name: f"[{name}]({page}.md)")}
 
-`make bench` measures what is missing (hours; rows that exist are not measured again). `make tables` writes all pages and
+`make bench` measures what is missing (hours; rows that exist are not measured again). `make tables` writes all pages
+and
 charts from the rows that are there, in a minute.
 
 ## What is claimed

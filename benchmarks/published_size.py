@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from _own_process import csr_mib, in_own_process, peak_mib, store_counts, time_epochs
 from _charts import BLUE, SKY, Lead, bars, panels
+from _own_process import csr_mib, in_own_process, peak_mib, store_counts, time_epochs
 from _report import Report, markdown
 
 REPORT = Report(__file__, ("samples",))
@@ -90,8 +90,10 @@ def lead(rows: pd.DataFrame) -> Lead:
     bars(ax, table, (BLUE, SKY), "CPU seconds an epoch (dark: first phase, pale: last)", form="{:.0f}")
     one, many = rows.iloc[0], rows.iloc[-1]
     text = f"""\
-With the sizes of the published study an epoch of {one.cells:,.0f} cells takes {one.last_phase_s_epoch:.0f} CPU seconds on one thread with {one.samples:.0f} sample,
-and {many.last_phase_s_epoch:.0f} with {many.samples:.0f}. Memory stays at {rows.peak_mib.max() / 1024:.1f} GiB. **What is missing:** the published code was not run beside it."""
+With the sizes of the published study an epoch of {one.cells:,.0f} cells takes {one.last_phase_s_epoch:.0f} CPU
+seconds on one thread with {one.samples:.0f} sample,
+and {many.last_phase_s_epoch:.0f} with {many.samples:.0f}. Memory stays at {rows.peak_mib.max() / 1024:.1f} GiB.
+**What is missing:** the published code was not run beside it."""
     return Lead(figure, "Bars of seconds an epoch", text)
 
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from _own_process import csr_mib, in_own_process, peak_mib, store_counts, time_epochs
 from _charts import GREEN, ORANGE, Lead, bars, panels, titled
+from _own_process import csr_mib, in_own_process, peak_mib, store_counts, time_epochs
 from _report import Report, markdown, number_list
 
 REPORT = Report(__file__, ("model", "cells"))
@@ -135,7 +135,8 @@ def lead(rows: pd.DataFrame) -> Lead:
     seconds, mib = largest.last_phase_s_epoch, largest.peak_mib
     backed = largest[largest.model.str.endswith("-backed")]
     text = f"""\
-{largest.cells.iloc[0]:,} cells of {largest.genes.iloc[0]:,} genes take {seconds.min():.0f} to {seconds.max():.0f} CPU seconds an epoch of the last phase on one thread, and {mib.min():,.0f} to
+{largest.cells.iloc[0]:,} cells of {largest.genes.iloc[0]:,} genes take {seconds.min():.0f} to {seconds.max():.0f} CPU
+seconds an epoch of the last phase on one thread, and {mib.min():,.0f} to
 {mib.max():,.0f} MiB in all."""
     if len(backed):
         text += f" From a file the same fit needs {backed.peak_mib.iloc[0]:,.0f} MiB."

@@ -130,8 +130,10 @@ def lead(rows: pd.DataFrame) -> Lead:
     ax.minorticks_off()
     epochs = faster[faster.section == "epochs"].middle
     text = f"""\
-A whole epoch takes {epochs.min():.1f} to {epochs.max():.1f} times less than with the parts of scVI and PyTorch that it is made of; single
-parts between {faster.middle.min():.1f} and {faster.middle.max():.1f} times. {int(rows.passed.sum())} of {len(rows)} rows reach the gate that they have to reach. **What is lost:**
+A whole epoch takes {epochs.min():.1f} to {epochs.max():.1f} times less than with the parts of scVI and PyTorch that
+it is made of; single
+parts between {faster.middle.min():.1f} and {faster.middle.max():.1f} times. {int(rows.passed.sum())} of {len(rows)}
+rows reach the gate that they have to reach. **What is lost:**
 {loss(rows)}"""
     return Lead(figure, "Bars of how many times faster each part is than its plain form", text)
 

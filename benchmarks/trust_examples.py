@@ -126,9 +126,12 @@ def lead(rows: pd.DataFrame) -> Lead:
     titled(right, "How many clusters?")
     with_key, without = (values.loc[name] for name in ("batches_ifnb", "batches_ifnb_without_key"))
     text = f"""\
-Each question has an example that goes well and one that does not. {sure.repeats.iloc[0]:.0%} of the cells of `pbmc3k_full` repeat, {sure.repeats.iloc[1]:.0%} of
-`mouse_bladder_2100`; the {float(values.loc["number_cell_line", "cells"]):.0f} cells of one line are one cluster, where Leiden at its default makes {number.leiden.iloc[1]:.0f}. **What is lost:**
-without `batch_key` {float(without.with_verdict):.0f} of {float(without.n_clusters):.0f} clusters get a verdict, and with it still {float(with_key.with_verdict):.0f} of {float(with_key.n_clusters):.0f}."""
+Each question has an example that goes well and one that does not. {sure.repeats.iloc[0]:.0%} of the cells of
+`pbmc3k_full` repeat, {sure.repeats.iloc[1]:.0%} of
+`mouse_bladder_2100`; the {float(values.loc["number_cell_line", "cells"]):.0f} cells of one line are one cluster,
+where Leiden at its default makes {number.leiden.iloc[1]:.0f}. **What is lost:**
+without `batch_key` {float(without.with_verdict):.0f} of {float(without.n_clusters):.0f} clusters get a verdict, and
+with it still {float(with_key.with_verdict):.0f} of {float(with_key.n_clusters):.0f}."""
     return Lead(figure, "Two examples of confidence and of the number of clusters", text)
 
 

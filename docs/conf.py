@@ -8,6 +8,9 @@ from functools import cached_property
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 
+from latex2mathml.converter import convert
+from sphinx.ext.napoleon import NumpyDocstring
+
 project = "scdeepclust"
 author = "The scdeepclust developers"
 copyright = f"2026, {author}"
@@ -17,8 +20,8 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinxcontrib.bibtex",
     "sphinx_copybutton",
 ]
@@ -28,7 +31,10 @@ default_role = "code"
 
 html_theme = "sphinx_book_theme"
 html_title = "scdeepclust"
-html_theme_options = {"show_toc_level": 2}
+html_theme_options = {"show_toc_level": 2, "navbar_persistent": []}  # the search is in the side bar, once
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_math_renderer = "mathml"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -45,6 +51,32 @@ napoleon_use_rtype = False
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autosummary_generate = True
+
+
+def returns_as_written(docstring: NumpyDocstring, section: str) -> list[str]:
+    """Our `Returns` are prose and lists, the types being in the signature: nothing to be taken apart."""
+    lines = docstring._dedent(docstring._consume_to_next_section())
+    return [*docstring._format_block(":returns: ", lines), ""]
+
+
+NumpyDocstring._parse_returns_section = returns_as_written
+
+
+def visit_math(translator, node, display: str = "inline") -> None:
+    """Formulas as MathML, which browsers draw by themselves: pages need no network and no script."""
+    from docutils.nodes import SkipNode
+
+    mathml = convert(node.astext(), display=display)
+    translator.body.append(mathml if display == "inline" else f'<div class="math">{mathml}</div>')
+    raise SkipNode
+
+
+def visit_math_block(translator, node) -> None:
+    visit_math(translator, node, "block")
+
+
+def setup(app) -> None:
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
 
 
 def copy_tutorials(source: Path, target: Path) -> None:
