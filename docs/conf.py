@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from functools import cached_property
 from importlib.metadata import version as distribution_version
 from pathlib import Path
@@ -66,7 +67,9 @@ def visit_math(translator, node, display: str = "inline") -> None:
     """Formulas as MathML, which browsers draw by themselves: pages need no network and no script."""
     from docutils.nodes import SkipNode
 
-    mathml = convert(node.astext(), display=display)
+    latex = re.sub(r"\\(log|det)(?=[ \\])", r"\\\1\\,", node.astext())  # no space after these otherwise
+    latex = re.sub(r"\\texttt\{(.*?)\}", lambda found: rf"\text{{{found[1]}}}".replace(r"\_", "_"), latex)
+    mathml = convert(latex, display=display).replace("<mi>&#x0007E;</mi>", "<mo>&#x223C;</mo>")  # an operator
     translator.body.append(mathml if display == "inline" else f'<div class="math">{mathml}</div>')
     raise SkipNode
 
