@@ -77,7 +77,7 @@ $(VENV)/.user: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.user
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[test,lint,docs,bench,time]'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[test,lint,docs,bench,time,dist]'
 	@touch $@
 
 # No constraints here: the point is to meet the newest releases.
