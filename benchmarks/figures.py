@@ -166,9 +166,7 @@ def model_pages() -> None:
     small(figure_of(sdc.pl.gates(fitted("idc"), n_genes=3)), GUIDE / "model_idc.png", 75)
     facets = sdc.pl.facets(fitted("mfcvae"), covariates=["cell_type", "stim"])
     small(figure_of(facets), GUIDE / "model_mfcvae.png", 75)
-    small(
-        figure_of(sdc.pl.som(fitted("somvae"), color=["clusters", "hits", "u_matrix"])), GUIDE / "model_somvae.png", 75
-    )
+    small(figure_of(sdc.pl.som(fitted("somvae"), color=["clusters", "u_matrix"])), GUIDE / "model_somvae.png", 75)
 
 
 def phases() -> None:

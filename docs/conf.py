@@ -78,8 +78,50 @@ def visit_math_block(translator, node) -> None:
     visit_math(translator, node, "block")
 
 
+# Where types of other packages are described, by the names in our signatures. A build has no network, hence no
+# inventories of theirs.
+TYPES = {
+    "AnnData": "https://anndata.readthedocs.io/en/stable/generated/anndata.AnnData.html",
+    "anndata.AnnData": "https://anndata.readthedocs.io/en/stable/generated/anndata.AnnData.html",
+    "pd.DataFrame": "https://pandas.pydata.org/docs/reference/api/pandas.DataFrame.html",
+    "pandas.DataFrame": "https://pandas.pydata.org/docs/reference/api/pandas.DataFrame.html",
+    "pd.Series": "https://pandas.pydata.org/docs/reference/api/pandas.Series.html",
+    "np.ndarray": "https://numpy.org/doc/stable/reference/generated/numpy.ndarray.html",
+    "numpy.ndarray": "https://numpy.org/doc/stable/reference/generated/numpy.ndarray.html",
+    "Axes": "https://matplotlib.org/stable/api/_as_gen/matplotlib.axes.Axes.html",
+    "Figure": "https://matplotlib.org/stable/api/_as_gen/matplotlib.figure.Figure.html",
+    "torch.Tensor": "https://docs.pytorch.org/docs/stable/tensors.html#torch.Tensor",
+    "Path": "https://docs.python.org/3/library/pathlib.html#pathlib.Path",
+    "Sequence": "https://docs.python.org/3/library/collections.abc.html#collections.abc.Sequence",
+    "Iterable": "https://docs.python.org/3/library/collections.abc.html#collections.abc.Iterable",
+    "Mapping": "https://docs.python.org/3/library/collections.abc.html#collections.abc.Mapping",
+    "Literal": "https://docs.python.org/3/library/typing.html#typing.Literal",
+    "scvi.model.SCVI": "https://docs.scvi-tools.org/en/stable/api/reference/scvi.model.SCVI.html",
+    "scanpy.pl.DotPlot": "https://scanpy.readthedocs.io/en/stable/api/generated/classes/scanpy.pl.DotPlot.html",
+    **{
+        name: f"https://docs.python.org/3/library/{page}.html#{name}"
+        for page, names in {
+            "stdtypes": ("str", "list", "dict", "tuple", "set"),
+            "functions": ("int", "float", "bool"),
+        }.items()
+        for name in names
+    },
+}
+
+
+def link_of_a_type(app, env, node, contents):
+    """A reference to a type that is not ours."""
+    from docutils.nodes import reference
+
+    target = node.get("reftarget")
+    if node.get("refdomain") != "py" or target not in TYPES:
+        return None
+    return reference("", "", contents, internal=False, refuri=TYPES[target])
+
+
 def setup(app) -> None:
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
+    app.connect("missing-reference", link_of_a_type)
 
 
 def copy_tutorials(source: Path, target: Path) -> None:
