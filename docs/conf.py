@@ -70,7 +70,7 @@ def visit_math(translator, node, display: str = "inline") -> None:
     latex = re.sub(r"\\(log|det)(?=[ \\])", r"\\\1\\,", node.astext())  # no space after these otherwise
     latex = re.sub(r"\\texttt\{(.*?)\}", lambda found: rf"\text{{{found[1]}}}".replace(r"\_", "_"), latex)
     mathml = convert(latex, display=display).replace("<mi>&#x0007E;</mi>", "<mo>&#x223C;</mo>")  # an operator
-    translator.body.append(mathml if display == "inline" else f'<div class="math">{mathml}</div>')
+    translator.body.append(mathml if display == "inline" else f'<div class="formula">{mathml}</div>')
     raise SkipNode
 
 
