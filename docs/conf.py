@@ -78,7 +78,7 @@ def visit_math_block(translator, node) -> None:
     visit_math(translator, node, "block")
 
 
-# Where types of other packages are described, by the names in our signatures. A build has no network, hence no
+# Where types of other packages are described, by the names in our signatures (those of builtins need no link). A build has no network, hence no
 # inventories of theirs.
 TYPES = {
     "AnnData": "https://anndata.readthedocs.io/en/stable/generated/anndata.AnnData.html",
@@ -98,14 +98,6 @@ TYPES = {
     "Literal": "https://docs.python.org/3/library/typing.html#typing.Literal",
     "scvi.model.SCVI": "https://docs.scvi-tools.org/en/stable/api/reference/scvi.model.SCVI.html",
     "scanpy.pl.DotPlot": "https://scanpy.readthedocs.io/en/stable/api/generated/classes/scanpy.pl.DotPlot.html",
-    **{
-        name: f"https://docs.python.org/3/library/{page}.html#{name}"
-        for page, names in {
-            "stdtypes": ("str", "list", "dict", "tuple", "set"),
-            "functions": ("int", "float", "bool"),
-        }.items()
-        for name in names
-    },
 }
 
 
