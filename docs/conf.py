@@ -78,8 +78,8 @@ def visit_math_block(translator, node) -> None:
     visit_math(translator, node, "block")
 
 
-# Where types of other packages are described, by the names in our signatures (those of builtins need no link). A build has no network, hence no
-# inventories of theirs.
+# Where types of other packages are described, by the names in our signatures (those of builtins need no link).
+# A build has no network, hence no inventories of theirs.
 TYPES = {
     "AnnData": "https://anndata.readthedocs.io/en/stable/generated/anndata.AnnData.html",
     "anndata.AnnData": "https://anndata.readthedocs.io/en/stable/generated/anndata.AnnData.html",
