@@ -15,7 +15,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-newest lint docs tutorials bench clean
+.PHONY: help demo test test-slow test-newest lint docs tutorials bench tables dist clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -50,25 +50,25 @@ docs: $(VENV)/.developer ## HTML in docs/_build/html; a warning is an error
 tutorials: $(VENV)/.developer ## run the notebooks in tutorials/ and write their outputs into them
 	$(BIN)/python tutorials/execute.py
 
-bench: $(VENV)/.developer ## rewrite the tables in docs/benchmarks (hours; resumable)
-	$(BIN)/python benchmarks/quality.py
-	$(BIN)/python benchmarks/scale.py
-	$(BIN)/python benchmarks/maps.py
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/facets.py
-	$(BIN)/python benchmarks/gates.py
-	$(BIN)/python benchmarks/integration.py
-	$(BIN)/python benchmarks/mixture.py
-	$(BIN)/python benchmarks/confidence.py
-	$(BIN)/python benchmarks/one_population.py
-	$(BIN)/python benchmarks/trust_examples.py
-	$(BIN)/python benchmarks/evidence.py
-	$(BIN)/python benchmarks/published_size.py
-	$(BIN)/python benchmarks/k_grid.py
-	$(BIN)/python benchmarks/kill.py
+# gpu.py needs a GPU to measure, but not to write its page; overview.py reads the rows and pages of all others.
+BENCHMARKS := quality scale maps speed facets gates integration mixture confidence one_population trust_examples \
+	evidence published_size k_grid kill genes stress
+
+bench: $(VENV)/.developer ## measure what is missing and rewrite docs/benchmarks (hours; resumable)
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py; done
+	$(BIN)/python benchmarks/overview.py
+
+tables: $(VENV)/.developer ## rewrite tables and charts of docs/benchmarks and the README from the rows (a minute)
+	set -e; for name in $(BENCHMARKS) gpu; do $(BIN)/python benchmarks/$$name.py --table; done
+	$(BIN)/python benchmarks/overview.py
+
+dist: $(VENV)/.developer ## sdist and wheel in dist/, checked
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(NEWEST) demo_output docs/_build docs/generated docs/tutorials/*.ipynb docs/_static/tutorials
+	rm -rf $(VENV) $(NEWEST) demo_output dist docs/_build docs/generated docs/tutorials/*.ipynb docs/_static/tutorials
 
 # torch goes first and alone: on a machine with a CPU-only build at hand nothing then pulls in another one.
 $(VENV)/.user: pyproject.toml constraints.txt
@@ -80,7 +80,7 @@ $(VENV)/.user: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.user
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[test,lint,docs,bench,time]'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[test,lint,docs,bench,time,dist]'
 	@touch $@
 
 # No constraints here: the point is to meet the newest releases.

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from _charts import Lead, save
 
 HERE = Path(__file__).resolve().parent
 
@@ -84,12 +85,18 @@ class Report:
 
     # -- page ---------------------------------------------------------------------------------------------------------
 
-    def write(self, title: str, *parts: str, rows: pd.DataFrame) -> None:
-        """Write the page: title, where the rows are, the parts, and the versions that the rows were measured with."""
-        head = (
-            f"Written by `benchmarks/{self.name}.py`; do not edit. Every row is in `benchmarks/results/{self.files}`."
-        )
-        parts = (f"# {title}", head, *parts, versions_line(rows))
+    def write(self, title: str, lead: Lead, *parts: str, rows: pd.DataFrame) -> None:
+        """Write the page and its chart.
+
+        Title, what it starts with, the parts, where the rows are, and the versions that they were measured with.
+        """
+        figure = self.page.parent / "figures" / f"{self.page.stem}.svg"
+        save(lead.figure, figure)
+        files = [path.name for path in sorted(self.csv.parent.glob(self.files))]
+        links = ", ".join(f"{{download}}`{name} <../../benchmarks/results/{name}>`" for name in files)
+        foot = f"Written by `benchmarks/{self.name}.py`; do not edit. Every row: {links}."
+        shown = f"```{{image}} figures/{figure.name}\n:alt: {lead.alt}\n:width: 100%\n```"
+        parts = (f"# {title}", shown, lead.text, *parts, "## Rows and versions", foot, versions_line(rows))
         self.page.parent.mkdir(parents=True, exist_ok=True)
         self.page.write_text("\n\n".join(part for part in parts if part) + "\n")
         print(f"wrote {self.page}")
@@ -134,6 +141,16 @@ def write_csv(path: Path, rows: pd.DataFrame, **options: str) -> None:
     part = path.with_suffix(".part")
     rows.to_csv(part, index=False, **options)
     part.replace(path)
+
+
+def between(path: Path, start: str, end: str, text: str) -> None:
+    """Put a text between two marks of a file."""
+    before, found, rest = path.read_text().partition(start)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"{path} has no {start} ... {end}")
+    path.write_text(f"{before}{start}\n{text}\n{end}{after}")
+    print(f"wrote {path}")
 
 
 def versions(*more: str) -> str:

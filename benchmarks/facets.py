@@ -15,6 +15,7 @@ from _methods import DATA, fit_model, load  # first: it sets the number of threa
 import _claims
 import numpy as np
 import pandas as pd
+from _charts import BLUE, ORANGE, Lead, bars, panels
 from _report import Report
 from anndata import AnnData
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -178,10 +179,45 @@ CLAIMS: dict[str, _claims.Claim] = {
 }
 
 
+def lead(rows: pd.DataFrame) -> Lead:
+    """What facets say of type and stimulation, beside one clustering of the same cells."""
+
+    def mean(claim: str, quantity: str) -> float:
+        return float(rows[(rows.claim == claim) & (rows.quantity == quantity)]["value"].mean())
+
+    shown = {
+        "MFCVAE, facet 0": ("kang", "NMI of facet 0 with {}"),
+        "MFCVAE, facet 1": ("kang", "NMI of facet 1 with {}"),
+        "GMVAE, one clustering": ("one clustering", "NMI of GMVAE with {}"),
+        "MFCVAE, one facet": ("one clustering", "NMI of MFCVAE, one facet with {}"),
+        "facet 0, guided": ("guided", "NMI of facet 0 with {}"),
+        "facet 1, guided": ("guided", "NMI of facet 1 with {}"),
+    }
+    table = pd.DataFrame(
+        {
+            what: {name: mean(claim, quantity.format(what)) for name, (claim, quantity) in shown.items()}
+            for what in ("cell type", "stimulation")
+        }
+    )
+    figure, (ax,) = panels(height=3.2)
+    bars(ax, table, (BLUE, ORANGE), "normalised mutual information (blue: cell type, orange: stimulation)")
+    facet0, facet1, one = (table.loc[name] for name in list(table.index)[:3])
+    text = f"""\
+Half of the blood cells are stimulated, and no model is told which. Facet 0 says the type ({facet0["cell type"]:.2f})
+and not the stimulation
+({facet0["stimulation"]:.2f}), facet 1 the stimulation ({facet1["stimulation"]:.2f}) and not the type
+({facet1["cell type"]:.2f}); one clustering mixes both ({one["cell type"]:.2f} and {one["stimulation"]:.2f}).
+**What is lost:** on 5,000 digits of MNIST the purity is {mean("mnist", "purity"):.2f} (the paper reports 0.92 on all
+70,000), and the settings
+for images were chosen on the two sets shown below."""
+    return Lead(figure, "Bars of the mutual information of facets with cell type and stimulation", text)
+
+
 def write_page() -> None:
     rows = REPORT.read()
     REPORT.write(
         "Facets of MFCVAE",
+        lead(rows),
         "All settings are the defaults but for what is said; no label reaches the model but in *guided*.",
         *_claims.sections(rows, CLAIMS),
         rows=rows,

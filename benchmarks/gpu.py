@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from _charts import BLUE, Lead, bars, panels
 from _report import Report, markdown
 from anndata import AnnData
 from scipy.sparse import csr_matrix
@@ -158,6 +159,25 @@ def measure(name: str, adata: AnnData, batch_size: int, precision: str, whole_fi
     return pd.DataFrame([row])
 
 
+def lead(rows: pd.DataFrame) -> Lead:
+    """Milliseconds of a step."""
+    table = rows.sort_values(["batch_size", "precision", "ms_a_step"])
+    table.index = [f"{row.model}, {row.batch_size} cells, {row.precision}" for row in table.itertuples()]
+    figure, (ax,) = panels(height=0.3 * len(table) + 0.9)
+    bars(ax, table[["ms_a_step"]], (BLUE,), "ms a step, loading included", form="{:.1f}")
+    busy = (rows.busy_ms_a_step / rows.ms_a_step).clip(upper=1)
+    scvi = rows[rows.model == "SCVI"].set_index(["batch_size", "precision"]).ms_a_step
+    ours = rows[rows.model != "SCVI"].set_index(["batch_size", "precision"])
+    ratio = (scvi.reindex(ours.index) / ours.ms_a_step).set_axis(ours.model)
+    slower = ", ".join(f"`{name}` {value:.1f}" for name, value in ratio[ratio < 0.95].items())
+    text = f"""\
+scVI takes {ratio.min():.1f} to {ratio.max():.1f} times the time of a step of our models. The card computes in
+{busy.min():.0%} to {busy.max():.0%} of
+that time, and waits for the rest. **What is lost:**
+{"slower than scVI by that ratio: " + slower if slower else "nothing in this table"}."""
+    return Lead(figure, "Bars of milliseconds a step by model", text)
+
+
 def page(rows: pd.DataFrame) -> None:
     if rows.empty:
         print("no rows yet, no page written")
@@ -177,6 +197,7 @@ def page(rows: pd.DataFrame) -> None:
     first = rows.iloc[0]
     REPORT.write(
         "Training on a GPU",
+        lead(rows),
         f"{first.cells:,.0f} simulated cells x {N_GENES:,} genes on one {first.card}, whose memory copies at "
         f"{first.copy_tb_s:.1f} TB/s. A step is timed over whole epochs of the last phase, with loading and Lightning; "
         "*card busy* is the share of that time in which the card computes, by the profiler. The whole fit is that of "

@@ -18,6 +18,7 @@ from _methods import Timer, leiden, load, neighbour_graph, one_thread  # first: 
 import numpy as np
 import pandas as pd
 import torch
+from _charts import BLUE, GREY, Lead, legend_in, panels
 from _report import Report, markdown, number_list
 from anndata import AnnData
 
@@ -122,26 +123,51 @@ def run(seeds: list[int], grid: list[int], again: bool) -> None:
             print(row, flush=True)
 
 
+def lead(rows: pd.DataFrame) -> Lead:
+    """Scores against the number of components."""
+    figure, (ax,) = panels(height=2.8)
+    mean, sd = rows.groupby("k").mean(numeric_only=True), rows.groupby("k").std(numeric_only=True)
+    for column, color, name in (
+        ("best_ari", GREY, "best over clusterings of the latent space, chosen with the labels"),
+        ("own_ari", BLUE, "the model's own K clusters"),
+    ):
+        ax.errorbar(mean.index, mean[column], sd[column], color=color, marker="o", markersize=4, capsize=2, label=name)
+    ax.set(xlabel="components K", ylabel="adjusted Rand index", ylim=(0, 1))
+    legend_in(ax, loc="lower left")
+    best, first = mean.own_ari.idxmax(), mean.best_ari
+    text = f"""\
+The latent space hardly depends on K: the best clustering of it has an ARI of {first.min():.2f} to {first.max():.2f}
+over the whole grid. The
+model's own clusters do: {mean.own_ari.max():.2f} with {best} components, {mean.own_ari.iloc[-1]:.2f} with
+{mean.index[-1]}. **What is lost:** components that are too many are
+not emptied but used, so that K has to be given, or [found](one_population.md), close to the number of groups."""
+    return Lead(figure, "Adjusted Rand index against the number of components", text)
+
+
 def write_page() -> None:
     rows = REPORT.read()
     adata = load(DATA)
     n_types = "" if adata is None else f", {adata.obs['cell_type'].nunique()} cell types"
-    groups = rows.groupby("k")
-    lines = [["K", *(head for head, _ in COLUMNS.values())]]
-    for k, part in groups:
-        cells = []
-        for name, (_, form) in COLUMNS.items():
-            mean, sd = part[name].mean(), part[name].std()
-            text = "-" if np.isnan(mean) else f"{mean:{form}}"
-            cells.append(text if np.isnan(sd) else f"{text} ± {sd:{form}}")
-        lines.append([str(k), *cells])
+    columns = list(COLUMNS)
     text = f"""\
 GMVAE with K components on `{DATA}` ({rows.seed.nunique()} seeds{n_types}), everything else at its defaults, trained on
 {TRAIN_SIZE:.0%} of the cells. *best ARI*, *best NMI*, *isolated labels*, *batch ASW* and *kBET* follow the protocol of
 the published study and say something of the latent space: the first two are the best over k-means with 1 to 21 clusters
 and over Leiden resolutions 0.1 to 2, **chosen with the labels**. *own ARI* and *own NMI* need no labels: they are those
 of the model's own clusters, all K of them. With K = 1 the prior is N(0, I), which has no clusters."""
-    REPORT.write("The grid over K", text, markdown(lines), rows=rows)
+    REPORT.write("The grid over K", lead(rows), text, table(rows, columns[:5]), table(rows, columns[5:]), rows=rows)
+
+
+def table(rows: pd.DataFrame, columns: list[str]) -> str:
+    lines = [["K", *(COLUMNS[name][0] for name in columns)]]
+    for k, part in rows.groupby("k"):
+        cells = []
+        for name in columns:
+            mean, sd, form = part[name].mean(), part[name].std(), COLUMNS[name][1]
+            text = "-" if np.isnan(mean) else f"{mean:{form}}"
+            cells.append(text if np.isnan(sd) else f"{text} ± {sd:{form}}")
+        lines.append([str(k), *cells])
+    return markdown(lines)
 
 
 def main() -> None:

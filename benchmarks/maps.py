@@ -18,6 +18,7 @@ from _methods import DATASETS, fit_model, load, one_thread  # first: it sets the
 # isort: split
 import numpy as np
 import pandas as pd
+from _charts import BLUE, GREY, ORANGE, Lead, Mark, dots, legend_below, panels
 from _courses import Result, chain, course
 from _report import Report, markdown
 from anndata import AnnData
@@ -207,9 +208,17 @@ def run(parts: list[str], seeds: list[int], again: bool) -> None:
                     REPORT.append(pd.DataFrame(rows, columns=columns).round(4))
 
 
+WIDEST = 5  # metrics of a table that fits a page
+
+
 def table(rows: pd.DataFrame, index: str) -> str:
-    """Mean ± standard deviation over the seeds of each metric."""
+    """Mean ± standard deviation over the seeds of each metric; in two tables if there are many."""
     metrics = list(dict.fromkeys(rows["metric"]))
+    if len(metrics) > WIDEST:
+        middle = (len(metrics) + 1) // 2
+        return "\n\n".join(
+            table(rows[rows["metric"].isin(part)], index) for part in (metrics[:middle], metrics[middle:])
+        )
     names = list(dict.fromkeys(rows[index]))
     lines = [[index, "seeds", *(metric.replace("_", " ") for metric in metrics)]]
     for name in names:
@@ -273,6 +282,32 @@ def assignment_tables(rows: pd.DataFrame, soft: pd.DataFrame) -> Iterator[str]:
         yield table(pd.concat([hard.assign(method="hard"), own]), "method")
 
 
+MARKS = {
+    "purity": Mark("purity of the nodes", GREY),
+    "merged_ari": Mark("ARI of the clusters", BLUE, "D"),
+    "topographic_error": Mark("topographic error", ORANGE, "^"),
+}
+
+
+def lead(rows: pd.DataFrame) -> Lead:
+    """Quality of the maps of real counts, set by set."""
+    real = rows[rows["part"] == "real"]
+    means = real.pivot_table(index="data", columns="metric", values="value", sort=False)
+    figure, (ax,) = panels(height=0.28 * len(means) + 1.2)
+    dots(ax, means, MARKS, "share, or adjusted Rand index")
+    legend_below(figure, ax)
+    error, course = means.topographic_error, rows[(rows["part"] == "course") & (rows["method"] == "time")]
+    direction = course[course["metric"].isin(["direction", "direction_permuted"])].groupby("metric")["value"].mean()
+    text = f"""\
+A node of the map holds cells of one type in {means.purity.mean():.0%} of the cells, and the two nearest nodes of a
+cell are neighbours on the
+grid but for {error.mean():.1%} of the cells (at most {error.max():.1%}). The flow over a time course has a direction
+of {direction["direction"]:.2f}, with permuted times
+{direction["direction_permuted"]:.2f}. **What is lost:** clusters are unions of nodes, with a mean ARI of
+{means.merged_ari.mean():.3f} ({means.merged_ari.min():.2f} on `{means.merged_ari.idxmin()}`)."""
+    return Lead(figure, "Purity, adjusted Rand index and topographic error by data set", text)
+
+
 def write_page() -> None:
     rows = REPORT.read()
     sections = []
@@ -285,7 +320,7 @@ def write_page() -> None:
             sections += assignment_tables(rows, own)
         else:
             sections.append(table(own, "data" if part == "real" else "method"))
-    REPORT.write("Maps", "Mean ± standard deviation over the seeds, one thread.", *sections, rows=rows)
+    REPORT.write("Maps", lead(rows), "Mean ± standard deviation over the seeds, one thread.", *sections, rows=rows)
 
 
 def main() -> None:

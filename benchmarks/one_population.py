@@ -19,6 +19,7 @@ from _methods import components, fit_model, leiden_default, load  # first: it se
 import numpy as np
 import pandas as pd
 import scanpy as sc
+from _charts import GREY, MODEL_COLORS, Lead, bars, panels
 from _report import Report, markdown, number_list
 from anndata import AnnData
 from scipy.sparse import csr_matrix
@@ -105,6 +106,30 @@ def interval(found: int, n: int) -> str:
     return f"{found / n:.3f} ({low:.3f} to {high:.3f}), {n} sets"
 
 
+def lead(rows: pd.DataFrame) -> Lead:
+    """How often one population is split, by what it is made of."""
+    one = rows[rows.kind == "one"]
+    groups = {"all": one} | {f"{value:g} factors": part for value, part in one.groupby("factors")}
+    groups |= {f"{value:g} counts a cell": part for value, part in one.groupby("depth")}
+    shares = pd.DataFrame({name: part.groupby("model")["split"].mean() for name, part in groups.items()}).T
+    shares = shares[list(one.model.unique())]
+    figure, (ax,) = panels(height=0.34 * len(shares) + 0.9)
+    label = "share of single populations that are split (grey: PCA and Leiden at its default)"
+    bars(ax, shares, [MODEL_COLORS.get(model, GREY) for model in shares], label)
+    own = one[one.model == "gmvae"]
+    by_factors = own.groupby("factors")["split"].mean()
+    two = rows[(rows.kind == "two") & (rows.model == "gmvae")]
+    strong = two[two.effect == two.effect.max()]
+    text = f"""\
+`GMVAE` with the number of clusters open splits {own.split.mean():.1%} of {len(own)} simulated single populations, PCA
+with Leiden at its default
+{shares["pca+leiden"]["all"]:.0%}. The share is highest, {by_factors.max():.1%}, with {by_factors.idxmax():g}
+continuous factors. **What is lost:**
+power: two populations of equal size, {N_MARKERS} genes apart by a log fold change of {two.effect.max():g}, are found
+in {(strong.ari > 0.5).mean():.0%} of {len(strong)} sets."""
+    return Lead(figure, "Bars of the share of single populations that are split", text)
+
+
 def write_page(rows: pd.DataFrame) -> None:
     if rows.empty:
         print("no rows yet, no page written")
@@ -149,7 +174,7 @@ def write_page(rows: pd.DataFrame) -> None:
             [*map(str, index), *(f"{v:g}" for v in row)] for index, row in zip(wide.index, wide.to_numpy(), strict=True)
         ]
         parts += ["## Clusters in real single populations", markdown([[*wide.index.names, *wide], *body])]
-    REPORT.write("One population", __doc__.split("\n\n")[1], *parts, rows=rows)
+    REPORT.write("One population", lead(rows), __doc__.split("\n\n")[1], *parts, rows=rows)
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ from _quality_tables import (
     agreement_table,
     clusters_table,
     distance_table,
+    lead,
     left_out_table,
     ratio_table,
     score_table,
@@ -158,6 +159,7 @@ def write_page(rows: pd.DataFrame) -> None:
     seeds = SEEDS.read()
     REPORT.write(
         "Label quality",
+        lead(rows),
         f"""\
 Same cells and genes for all methods: {N_TOP_GENES} highly variable genes (flavour `seurat` on log1p of counts to
 10,000 a cell; all genes where there are fewer). PCA and Harmony see each gene standardised (clipped at 10) and

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from _charts import GREEN, ORANGE, Lead, bars, panels, titled
 from _own_process import csr_mib, in_own_process, peak_mib, store_counts, time_epochs
 from _report import Report, markdown, number_list
 
@@ -141,6 +142,33 @@ def run(models: list[str], sizes: list[int], again: bool) -> None:
                 print(row, flush=True)
 
 
+def lead(rows: pd.DataFrame) -> Lead:
+    """Time of an epoch and memory of a process, from small to large."""
+    table = rows.sort_values(["cells", "model"])
+    table.index = [f"{row.cells:,} cells, {row.model}" for row in table.itertuples()]
+    figure, (time, memory) = panels(2, height=0.42 * len(table) + 1.0)
+    phases = table[["first_phase_s_epoch", "last_phase_s_epoch"]].set_axis(["first phase", "last phase"], axis=1)
+    bars(time, phases, (ORANGE, "#F0B27F"), "CPU seconds (pale: last phase)", form="{:.1f}")
+    bars(memory, table[["peak_mib"]], (GREEN,), "MiB, the whole process", form="{:,.0f}")
+    memory.set_yticklabels([])
+    titled(time, "Time of an epoch")
+    titled(memory, "Peak memory")
+    largest = rows[rows.cells == rows.cells.max()]
+    seconds, mib = largest.last_phase_s_epoch, largest.peak_mib
+    backed = largest[largest.model.str.endswith("-backed")]
+    text = f"""\
+{largest.cells.iloc[0]:,} cells of {largest.genes.iloc[0]:,} genes take {seconds.min():.0f} to {seconds.max():.0f} CPU
+seconds an epoch of the last phase on one thread, and {mib.min():,.0f} to
+{mib.max():,.0f} MiB in all."""
+    if len(backed):
+        text += f" From a file the same fit needs {backed.peak_mib.iloc[0]:,.0f} MiB."
+    missing = [] if rows.model.str.contains("scvi").any() else ["scVI"]
+    missing += [] if rows.model.str.contains("gmvae").any() else ["the other four models"]
+    if missing:
+        text += f" **What is missing:** {' and '.join(missing)} were not measured here."
+    return Lead(figure, "Bars of seconds an epoch and of peak memory", text)
+
+
 def write_page() -> None:
     rows = REPORT.read().sort_values(REPORT.keys)
     lines = [
@@ -170,7 +198,7 @@ phase and one prediction, CPU seconds of one thread (median over epochs, the fir
 of its own; its peak memory includes Python and the libraries, about {rows.peak_before_training_mib.min():,.0f} MiB with
 the counts of the smallest data set loaded and nothing trained. scVI has one phase. Held-out loss: reconstruction of
 {1 - TRAIN_SIZE:.0%} of the cells after the first phase. "-backed": the counts stay in an uncompressed h5ad; "-files": in {N_FILES} of them."""
-    REPORT.write("Time and memory", text, markdown(lines), "\n".join(growth), rows=rows)
+    REPORT.write("Time and memory", lead(rows), text, markdown(lines), "\n".join(growth), rows=rows)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from _charts import BLUE, Lead, bars, panels
 from _report import Report, markdown
 from _speed_cases import SECTIONS, Case, onednn_is_faster
 
@@ -115,6 +116,37 @@ def summary(row: dict[str, object]) -> str:
     return f"{row['name']}: {row['theirs_ms']:.2f} -> {row['ours_ms']:.2f} ms, {spread}, {verdict} {row['checks']}"
 
 
+def lead(rows: pd.DataFrame) -> Lead:
+    """How many times faster each part is, with its gate."""
+    faster = rows[rows.kind == "times faster"].set_index("name")
+    figure, (ax,) = panels(height=0.27 * len(faster) + 0.8)
+    table = faster[["middle"]]
+    ends = tuple(faster[[end]].set_axis(["middle"], axis=1) for end in ("low", "high"))
+    bars(ax, table, (BLUE,), "times faster than the plain form (line: quartiles; tick: what is required)", log=True,
+         form="{:.1f}x", error=ends)  # fmt: skip
+    ax.scatter(faster.gate, np.arange(len(faster))[::-1], marker="|", s=90, color="#D55E00", zorder=4)
+    ax.set_xlim(1, 2 * faster.high.max())
+    ax.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+    ax.minorticks_off()
+    epochs = faster[faster.section == "epochs"].middle
+    text = f"""\
+A whole epoch takes {epochs.min():.1f} to {epochs.max():.1f} times less than with the parts of scVI and PyTorch that
+it is made of; single
+parts between {faster.middle.min():.1f} and {faster.middle.max():.1f} times. {int(rows.passed.sum())} of {len(rows)}
+rows reach the gate that they have to reach. **What is lost:**
+{loss(rows)}"""
+    return Lead(figure, "Bars of how many times faster each part is than its plain form", text)
+
+
+def loss(rows: pd.DataFrame) -> str:
+    more = rows[rows.kind != "times faster"]
+    below = rows[(rows.kind == "times faster") & (rows.middle < rows.target.astype(float))]
+    texts = [f"{row.name} costs {row.middle:.1f} ms more" for row in more.itertuples(index=False)]
+    if len(below):
+        texts.append(f"{len(below)} rows are below the target that was set for them")
+    return ", and ".join(texts) + "."
+
+
 def write_page(rows: pd.DataFrame) -> None:
     sections = []
     order = {section: place for place, section in enumerate(SECTIONS)}
@@ -137,7 +169,7 @@ def write_page(rows: pd.DataFrame) -> None:
 Same data, sizes, minibatch and `float32` on both sides, which take turns in one process on one thread. CPU time,
 {N_ROUNDS} rounds after {N_WARMUP} for warming up (fewer for epochs); the ratio is taken round by round. A row passes
 when its lower quartile reaches the gate, and what stands under *also* holds."""
-    REPORT.write("Speed", text, *sections, f"Processor: {rows.cpu.iloc[-1]}.", rows=rows)
+    REPORT.write("Speed", lead(rows), text, *sections, f"Processor: {rows.cpu.iloc[-1]}.", rows=rows)
 
 
 def main() -> None:
@@ -148,7 +180,7 @@ def main() -> None:
         run(arguments.sections, arguments.again)
     rows = REPORT.read()
     write_page(rows)
-    if not rows.passed.all():
+    if not (arguments.table or rows.passed.all()):
         raise SystemExit(f"below the gate: {', '.join(rows.name[~rows.passed])}")
 
 

@@ -14,6 +14,7 @@ from _methods import components, fit_model, leiden_default, load  # first: it se
 import matplotlib
 import numpy as np
 import pandas as pd
+from _charts import BLUE, GREY, Lead, bars, panels, titled
 from _report import HERE, Report, markdown
 
 REPORT = Report(__file__, ("example", "what"))
@@ -113,6 +114,27 @@ EXAMPLES = {
 }
 
 
+def lead(rows: pd.DataFrame) -> Lead:
+    """A good and a bad case of two of the three questions."""
+    values = rows.pivot_table(index="example", columns="what", values="value", aggfunc="first")
+    sure = values.loc[["sure_pbmc3k", "sure_bladder"], ["repeats", "median"]].astype(float)
+    number = values.loc[["number_pbmc3k", "number_cell_line"], ["n_clusters", "leiden"]].astype(float)
+    figure, (left, right) = panels(2, height=1.9)
+    bars(left, sure, (BLUE, GREY), "blue: cells that repeat, grey: median confidence")
+    titled(left, "How sure is a label?")
+    bars(right, number, (BLUE, GREY), "blue: n_clusters=None, grey: PCA and Leiden", form="{:.0f}")
+    titled(right, "How many clusters?")
+    with_key, without = (values.loc[name] for name in ("batches_ifnb", "batches_ifnb_without_key"))
+    text = f"""\
+Each question has an example that goes well and one that does not. {sure.repeats.iloc[0]:.0%} of the cells of
+`pbmc3k_full` repeat, {sure.repeats.iloc[1]:.0%} of
+`mouse_bladder_2100`; the {float(values.loc["number_cell_line", "cells"]):.0f} cells of one line are one cluster,
+where Leiden at its default makes {number.leiden.iloc[1]:.0f}. **What is lost:**
+without `batch_key` {float(without.with_verdict):.0f} of {float(without.n_clusters):.0f} clusters get a verdict, and
+with it still {float(with_key.with_verdict):.0f} of {float(with_key.n_clusters):.0f}."""
+    return Lead(figure, "Two examples of confidence and of the number of clusters", text)
+
+
 def main() -> None:
     parser = REPORT.parser(__doc__, examples=tuple(EXAMPLES))
     parser.add_argument("--figures", action="store_true", help="draw again what is there")
@@ -124,7 +146,9 @@ def main() -> None:
             function(example, *options)
     rows = REPORT.read()
     lines = [["example", "what", "value"], *rows[["example", "what", "value"]].astype(str).to_numpy().tolist()]
-    REPORT.write("Examples of the guide on trust", "GMVAE at its defaults, seed 0.", markdown(lines), rows=rows)
+    REPORT.write(
+        "Examples of the guide on trust", lead(rows), "GMVAE at its defaults, seed 0.", markdown(lines), rows=rows
+    )
 
 
 if __name__ == "__main__":

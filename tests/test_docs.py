@@ -6,6 +6,7 @@ import ast
 import doctest
 import importlib
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,21 @@ def test_what_a_page_names_is_there(page):
     modules = {part: importlib.import_module(f"scdeepclust.{part}") for part in {part for part, _ in named}}
     any_model = ("model", "M")
     assert not [f"{part}.{name}" for part, name in named - {any_model} if not hasattr(modules[part], name)]
+
+
+def test_links_of_the_readme_work_outside_of_the_repository():
+    """Pages and images by full addresses, those of `pyproject.toml`, and each leads to a file that is here."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(targets) > 15
+    assert not [target for target in targets if not target.startswith("https://")]
+    for target in targets:
+        if target.startswith(f"{urls['Documentation']}/"):
+            page = target.removeprefix(f"{urls['Documentation']}/").removesuffix(".html")
+            assert (ROOT / "docs" / f"{page}.md").exists(), target
+        for kind in ("blob", "raw"):
+            if target.startswith(start := f"{urls['Source']}/{kind}/main/"):
+                assert (ROOT / target.removeprefix(start)).exists(), target
 
 
 @pytest.mark.parametrize("page", ["cheat_sheet.md", "glossary.md", "choosing.md", "coming_from.md", "faq.md"])
