@@ -197,7 +197,8 @@ Simulated counts of {rows.genes.iloc[0]:,} genes, {N_CLUSTERS} clusters, default
 phase and one prediction, CPU seconds of one thread (median over epochs, the first not counted). Each row is a process
 of its own; its peak memory includes Python and the libraries, about {rows.peak_before_training_mib.min():,.0f} MiB with
 the counts of the smallest data set loaded and nothing trained. scVI has one phase. Held-out loss: reconstruction of
-{1 - TRAIN_SIZE:.0%} of the cells after the first phase. "-backed": the counts stay in an uncompressed h5ad; "-files": in {N_FILES} of them."""
+{1 - TRAIN_SIZE:.0%} of the cells after the first phase. "-backed": the counts stay in an uncompressed h5ad; "-files":
+in {N_FILES} of them."""
     REPORT.write("Time and memory", lead(rows), text, markdown(lines), "\n".join(growth), rows=rows)
 
 
