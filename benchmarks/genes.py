@@ -23,6 +23,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from _agreement import gained_and_lost, left_out
+from _charts import BLUE, GREEN, GREY, ORANGE, PINK, Lead, Mark, dots, legend_below, panels, titled
 from _report import Report, markdown
 from anndata import AnnData
 from quality import SETS, score
@@ -168,6 +169,40 @@ def scores_of(rows: pd.DataFrame, method: str) -> pd.DataFrame:
     return table
 
 
+MARKS = {
+    "seurat": Mark("seurat", BLUE, filled=False),
+    "seurat by batch": Mark("seurat by batch (the default)", BLUE),
+    "seurat_v3": Mark("seurat_v3", ORANGE, "s"),
+    "pearson": Mark("Pearson residuals", GREEN, "^"),
+    "deviance": Mark("deviance", PINK, "v"),
+    "all genes": Mark("all genes", GREY, "D"),
+}
+
+
+def lead(rows: pd.DataFrame) -> Lead:
+    """Each set with the labels of the two baselines, by what genes were taken."""
+    tables = {method: scores_of(rows, method) for method in METHODS if (rows.method == method).any()}
+    figure, axes = panels(2, height=0.28 * max(map(len, tables.values())) + 1.4)
+    for ax, method in zip(axes, list(tables)[:2], strict=True):
+        dots(ax, tables[method], MARKS, "adjusted Rand index")
+        titled(ax, IN_WORDS[method])
+    axes[1].set_yticklabels([])
+    legend_below(figure, axes[0], n_columns=3)
+    means = {method: table.dropna().mean() for method, table in tables.items()}
+    said = "; ".join(
+        f"with {IN_WORDS[method]} {mean.idxmax()} has the highest mean ({mean.max():.3f}), the default has "
+        f"{mean['seurat by batch']:.3f}"
+        for method, mean in means.items()
+        if len(tables[method].dropna()) > 3
+    )
+    text = (
+        f"What genes are taken moves single sets by up to "
+        f"{max((t.max(axis=1) - t.min(axis=1)).max() for t in tables.values()):.2f}, and no selection is best "
+        f"everywhere. On the sets that have all columns, {said}."
+    )
+    return Lead(figure, "Dots of the adjusted Rand index of each data set by selection of genes", text)
+
+
 def write_page(rows: pd.DataFrame) -> None:
     if rows.empty:
         print("no rows yet, no page written")
@@ -194,6 +229,7 @@ def write_page(rows: pd.DataFrame) -> None:
     seeds = ", ".join(map(str, sorted(rows.seed.unique())))
     REPORT.write(
         "Which genes to cluster by",
+        lead(rows),
         f"""\
 Adjusted Rand index with the number of clusters given (for Leiden, searched), on the sets that have more than
 {N_TOP_GENES} genes; seed {seeds}. Each selection takes {N_TOP_GENES} genes, but for the last. *seurat* ranks genes by
