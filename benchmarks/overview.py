@@ -179,14 +179,14 @@ def write_index(numbers: Numbers) -> None:
 :width: 100%
 ```
 
-Every number in these pages is written by a script in `benchmarks/`, from rows that are committed beside it and linked at
-the end of each page. What a label, a number of clusters or a confidence is worth depends on the data: each page says
+Every number in these pages is written by a script in `benchmarks/`, from rows that are committed beside it and linked
+at the end of each page. What a label, a number of clusters or a confidence is worth depends on the data: each page says
 what is gained *and* what is lost.
 
 {numbers.table(lambda page, name: f"[{name}]({page}.md)")}
 
-`make bench` measures what is missing (hours; rows that exist are not measured again). `make tables` writes all pages and
-charts from the rows that are there, in a minute.
+`make bench` measures what is missing (hours; rows that exist are not measured again). `make tables` writes all pages
+and charts from the rows that are there, in a minute.
 
 ## What is claimed
 
