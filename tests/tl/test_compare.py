@@ -257,7 +257,7 @@ def work(folder, job, options):
     Path(folder, f"ended{job.seed}").touch()
 
 _compare.run_job = work
-adata = sdc.datasets.simulate_counts(200, 50, n_clusters=3)
+adata = sdc.datasets.simulate_counts(200, 100, n_clusters=3)
 sdc.tl.compare(adata, sys.argv[1], models=[], baselines=["pca"], seeds=2, n_clusters=3, n_jobs=2, progress=False)
 """
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from scdeepclust.model._systems import SYSTEMS
@@ -150,4 +151,6 @@ def _print(setting: str, scores: Any) -> None:
             for name, value in row.items()
         ]
         table.add_row(str(method), *cells)
-    results.print(table)
+    # in a file there is no window whose width would cut the names of the columns
+    console = results if results.is_terminal else Console(highlight=False, width=160)
+    console.print(table)

@@ -225,7 +225,7 @@ def _advice(comparison: Comparison, facts: Facts) -> Iterator[str]:
             f"{name} {row[name]:.2f}" for name in ("repeatability", "agreement") if name in row and pd.notna(row[name])
         ]
         yield (
-            f"Take {method}: with {setting} it repeats itself and agrees with the other methods most "
+            f"Take {method}: with {setting} the mean of its repeatability and its agreement with the others is highest "
             f"({', '.join(found)}; no known label has a say in this). This page shows its run {facts.run}, the one of "
             "its seeds that is most like the others."
         )
