@@ -49,7 +49,7 @@ def as_files(path: Path) -> Any:
     parts = []
     for i, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
         part = whole[start:stop].to_memory()
-        part.layers["counts"], part.X = part.X, None
+        part.layers["counts"] = part.X  # where a collection looks for them; it wants an X too
         part.write_h5ad(path.with_stem(f"part{i}"))
         parts.append(anndata.read_h5ad(path.with_stem(f"part{i}"), backed="r"))
     return CollectionAdapter(AnnCollection(parts, join_vars="inner", join_obs="inner"))
@@ -169,7 +169,8 @@ Simulated counts of {rows.genes.iloc[0]:,} genes, {N_CLUSTERS} clusters, default
 phase and one prediction, CPU seconds of one thread (median over epochs, the first not counted). Each row is a process
 of its own; its peak memory includes Python and the libraries, about {rows.peak_before_training_mib.min():,.0f} MiB with
 the counts of the smallest data set loaded and nothing trained. scVI has one phase. Held-out loss: reconstruction of
-{1 - TRAIN_SIZE:.0%} of the cells after the first phase. "-backed": the counts stay in an uncompressed h5ad; "-files": in {N_FILES} of them."""
+{1 - TRAIN_SIZE:.0%} of the cells after the first phase. "-backed": the counts stay in an uncompressed h5ad;
+"-files": in {N_FILES} of them."""
     REPORT.write("Time and memory", text, markdown(lines), "\n".join(growth), rows=rows)
 
 
