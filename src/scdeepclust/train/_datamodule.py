@@ -48,7 +48,8 @@ class DataModuleCells:
 
     def __init__(self, datamodule: Any, registry: dict):
         missing = [name for name in ASKED if not hasattr(datamodule, name)]
-        if not isinstance(datamodule, pl.LightningDataModule) or missing:
+        is_one = isinstance(datamodule, pl.LightningDataModule)
+        if missing or not is_one:
             lack = f"without {', '.join(f'`{name}`' for name in missing)}" if missing else ""
             raise TypeError(
                 f"`datamodule` must be a LightningDataModule with {', '.join(f'`{name}`' for name in ASKED)}; found "
