@@ -46,9 +46,10 @@ class DataModuleCells:
         If its genes are not those of the model.
     """
 
-    def __init__(self, datamodule: pl.LightningDataModule, registry: dict):
+    def __init__(self, datamodule: Any, registry: dict):
         missing = [name for name in ASKED if not hasattr(datamodule, name)]
-        if not isinstance(datamodule, pl.LightningDataModule) or missing:
+        is_one = isinstance(datamodule, pl.LightningDataModule)
+        if missing or not is_one:
             lack = f"without {', '.join(f'`{name}`' for name in missing)}" if missing else ""
             raise TypeError(
                 f"`datamodule` must be a LightningDataModule with {', '.join(f'`{name}`' for name in ASKED)}; found "
@@ -202,7 +203,7 @@ class MinibatchForm:
                 f"`{where}` must yield the cells in the order of {key!r}, 0 to n_obs - 1; expected {first} next, found "
                 f"{index[0] if len(index) else 'none'}. Do not shuffle it."
             )
-        if len(index) and not 0 <= index.min() <= index.max() < self.n_obs:
+        if len(index) and self.n_obs is not None and not 0 <= index.min() <= index.max() < self.n_obs:
             raise ValueError(
                 f"`{where}`: {key!r} must be row numbers from 0 to {self.n_obs - 1}; found {index.min()} to "
                 f"{index.max()}."
@@ -271,7 +272,7 @@ class DataModuleLoaders(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Give the trainer to the datamodule, which may ask it for its device."""
-        if self.trainer.world_size > 1:
+        if self.trainer is not None and self.trainer.world_size > 1:
             raise ValueError(
                 "`datamodule`: each process would read all cells. Train on one device (`devices=1`), or on data in a "
                 "file with `adata`."

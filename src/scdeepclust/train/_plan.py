@@ -205,7 +205,8 @@ class ClusteringPlan(TrainingPlan):
         values = torch.cat([stacked[0] * n, stacked[1]]).float()
         self._names[mode] = ("loss", *extra, "reconstruction_loss", "kl_local")
         self._n[mode] += n
-        self._sums[mode] = values if self._sums[mode] is None else self._sums[mode] + values
+        before = self._sums[mode]
+        self._sums[mode] = values if before is None else before + values
 
     def _log_epoch(self, mode: str) -> None:
         sums, n = self._sums[mode], self._n[mode]

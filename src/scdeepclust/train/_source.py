@@ -19,7 +19,11 @@ class CellSourceMixin:
     """Splits and loaders of an AnnData object, and what a model says of a datamodule in its place."""
 
     adata: Any
-    _seed: int | None
+
+    @property
+    @abstractmethod
+    def _seed(self) -> int | None:
+        """Seed of this model."""
 
     def _split(
         self, arguments: FitArguments, train_size: float | None, validation_size: float | None, shuffle: bool

@@ -76,7 +76,7 @@ def _name_categories(state: dict) -> None:
     """Have categories in the order of their codes; datamodules may map them to codes, or have none."""
     names = state.get("categorical_mapping")
     if isinstance(names, dict):
-        names = sorted(names, key=names.get)
+        names = sorted(names, key=names.__getitem__)
     state["categorical_mapping"] = np.array([0]) if names is None else np.asarray(names)
 
 
@@ -92,7 +92,7 @@ def streamed_cells(datamodule: Any, registry: dict, gene_names: np.ndarray) -> S
     totals, kept = [], []
     for block in source.in_order():
         x = block.pop(REGISTRY_KEYS.X_KEY)
-        if problem := no_counts(x.data):
+        if problem := no_counts(np.asarray(x.data)):
             raise ValueError(f"`datamodule`: a minibatch {problem}. Yield raw counts.")
         totals.append(np.asarray(x.sum(axis=1, dtype=np.float64)).ravel())
         kept.append(block)
