@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from _agreement import MARGIN, N_SPLITS, gained_and_lost, left_out
-from _charts import GREY, MODEL_COLORS, Lead, Mark, dots, legend_below, panels
+from _charts import GREY, MODEL_COLORS, Lead, Mark, dots, legend_below, panels, titled
 from _methods import DATASETS, METHODS, NEW_DATASETS, OPEN
 from _report import between, markdown
 
@@ -20,7 +20,8 @@ OURS = tuple(system.key for system in SYSTEMS)
 GIVEN = ("pca+kmeans", "harmony+kmeans", "scvi+kmeans", *OURS)
 SEARCHED = ("pca+leiden-k", "harmony+leiden-k", "scvi+leiden-k")
 ESTIMATED = ("pca+leiden", "harmony+leiden", "scvi+leiden", *(f"{key}{OPEN}" for key in OURS))
-TOLD = {"given": GIVEN, "searched until the true number came out": SEARCHED, "found by the method": ESTIMATED}
+# What users have comes first: nobody tells them the number.
+TOLD = {"found by the method": ESTIMATED, "given": GIVEN, "searched until the true number came out": SEARCHED}
 
 # What the labels of a model are, where its name does not say it.
 LABELS_ARE = {"idc": "about 5 % of the genes open in a cell", "mfcvae": "main facet", "somvae": "merged nodes"}
@@ -214,27 +215,51 @@ def summary_table(rows: pd.DataFrame) -> str:
 
 
 MARKS = {
-    f"{stem}+{how}": Mark(f"{BASELINES[stem]} + {CLUSTERERS[how]}", GREY, marker, filled=how == "kmeans")
-    for how in ("kmeans", "leiden-k")
+    f"{stem}+{how}": Mark(f"{BASELINES[stem]} + {CLUSTERERS[how]}", GREY, marker, filled=how != "leiden-k")
+    for how in ("leiden", "kmeans", "leiden-k")
     for stem, marker in (("pca", "o"), ("harmony", "s"), ("scvi", "^"))
-} | {system.key: Mark(system.name, MODEL_COLORS[system.key], "D") for system in SYSTEMS}
+} | {
+    f"{system.key}{told}": Mark(system.name, MODEL_COLORS[system.key], "D") for system in SYSTEMS for told in ("", OPEN)
+}
 
 
 def lead(rows: pd.DataFrame) -> Lead:
     """Every set with one mark a method, and what the model that was measured on most sets gains and loses."""
     ari = per_set(rows, "ari")
     ari = ari[[method for method in MARKS if method in ari]]
-    text = " ".join([gain_text(ari), spread_text(ari), loss_text(ari)])
-    for how in ("kmeans", "leiden-k"):  # no batches: Harmony would hide PCA, which it is
+    text = " ".join([open_text(ari), gain_text(ari), spread_text(ari), loss_text(ari)])
+    for how in CLUSTERERS:  # no batches: Harmony would hide PCA, which it is
         if {f"harmony+{how}", f"pca+{how}"} <= set(ari):
             ari[f"harmony+{how}"] = ari[f"harmony+{how}"].mask(ari[f"harmony+{how}"] == ari[f"pca+{how}"])
-    figure, (ax,) = panels(height=0.26 * len(ari) + 1.3)
-    dots(ax, ari, MARKS, "adjusted Rand index, number of clusters given (Leiden: searched)")
-    if n_new := sum(data in NEW_DATASETS for data in ari.index):
-        ax.axhline(n_new - 0.5, color="#999999", linewidth=0.8, linestyle=":")
-    legend_below(figure, ax)
+    figure, axes = panels(2, height=0.24 * len(ari) + 1.7)
+    for ax, methods, title in (
+        (axes[0], ESTIMATED, "K not told (grey: Leiden at its default)"),
+        (axes[1], (*GIVEN, *SEARCHED), "K told (Leiden: searched)"),
+    ):
+        dots(ax, ari[[m for m in ari if m in methods]], MARKS, "adjusted Rand index")
+        titled(ax, title)
+        if n_new := sum(data in NEW_DATASETS for data in ari.index):
+            ax.axhline(n_new - 0.5, color="#999999", linewidth=0.8, linestyle=":")
+    axes[1].set_yticklabels([])
+    legend_below(figure, axes[1])  # on the left grey marks have the same shapes, all of Leiden
     alt = "Adjusted Rand index of each data set by each method, one mark a method"
     return Lead(figure, alt, f"{text} The dotted line parts the sets of the development (above) from the new ones.")
+
+
+def open_text(ari: pd.DataFrame) -> str:
+    models = [m for m in ESTIMATED if m.endswith(OPEN) and m in ari and ari[m].notna().all()]
+    means = ari[[m for m in ESTIMATED if m in ari and ari[m].notna().all()]].mean()
+    if not models:
+        return ""
+    best = means.drop(models).idxmax()
+    parts = []
+    for model in models:
+        gained, lost = gained_and_lost(ari[model], ari[best])
+        parts.append(f"`{name_of(model)}` {means[model]:.3f} (better by over {MARGIN} on {gained}, worse on {lost})")
+    return (
+        f"Not told the number of clusters, which is what users have, on {len(ari)} sets: {', '.join(parts)}; the best "
+        f"baseline at its default, {name_of(str(best))}, {means[best]:.3f}."
+    )
 
 
 def widest(ari: pd.DataFrame) -> str:

@@ -169,8 +169,7 @@ batches Harmony is PCA. One thread. Means over the seeds; the best of a row is b
         """\
 What a method was told does not compare with what another one had to find, so there is a table for each. Defaults of
 this package up to version 0.1 were chosen on the first nine sets; the nine below them had no part in that, but for the
-length of the training of `GMVAE`. Models without rows for a set, and scVI on most of the new ones, were not measured
-there.""",
+length of the training of `GMVAE`. A dash: not measured.""",
         *(
             f"## Adjusted Rand index, number of clusters {told}\n\n{score_table(rows, 'ari', methods)}"
             for told, methods in TOLD.items()
