@@ -62,7 +62,13 @@ def returns_as_written(docstring: NumpyDocstring, section: str) -> list[str]:
     return [*docstring._format_block(":returns: ", lines), ""]
 
 
+def property_as_written(docstring: NumpyDocstring) -> list[str]:
+    """What stands before a colon in the text of a property is no type."""
+    return docstring._consume_to_end()
+
+
 NumpyDocstring._parse_returns_section = returns_as_written
+NumpyDocstring._parse_attribute_docstring = property_as_written
 
 
 def visit_math(translator, node, display: str = "inline") -> None:
@@ -80,42 +86,62 @@ def visit_math_block(translator, node) -> None:
     visit_math(translator, node, "block")
 
 
-# Where types of other packages are described, by the names in our signatures (those of builtins need no link).
-# A build has no network, hence no inventories of theirs.
-TYPES = {
-    "AnnData": "https://anndata.readthedocs.io/en/stable/generated/anndata.AnnData.html",
-    "anndata.AnnData": "https://anndata.readthedocs.io/en/stable/generated/anndata.AnnData.html",
-    "pd.DataFrame": "https://pandas.pydata.org/docs/reference/api/pandas.DataFrame.html",
-    "pandas.DataFrame": "https://pandas.pydata.org/docs/reference/api/pandas.DataFrame.html",
-    "pd.Series": "https://pandas.pydata.org/docs/reference/api/pandas.Series.html",
-    "np.ndarray": "https://numpy.org/doc/stable/reference/generated/numpy.ndarray.html",
-    "numpy.ndarray": "https://numpy.org/doc/stable/reference/generated/numpy.ndarray.html",
-    "Axes": "https://matplotlib.org/stable/api/_as_gen/matplotlib.axes.Axes.html",
-    "Figure": "https://matplotlib.org/stable/api/_as_gen/matplotlib.figure.Figure.html",
-    "torch.Tensor": "https://docs.pytorch.org/docs/stable/tensors.html#torch.Tensor",
-    "Path": "https://docs.python.org/3/library/pathlib.html#pathlib.Path",
-    "Sequence": "https://docs.python.org/3/library/collections.abc.html#collections.abc.Sequence",
-    "Iterable": "https://docs.python.org/3/library/collections.abc.html#collections.abc.Iterable",
-    "Mapping": "https://docs.python.org/3/library/collections.abc.html#collections.abc.Mapping",
-    "Literal": "https://docs.python.org/3/library/typing.html#typing.Literal",
-    "scvi.model.SCVI": "https://docs.scvi-tools.org/en/stable/api/reference/scvi.model.SCVI.html",
-    "scanpy.pl.DotPlot": "https://scanpy.readthedocs.io/en/stable/api/generated/classes/scanpy.pl.DotPlot.html",
+nitpicky = True
+# What all five models are, a dictionary of axes, and what a minibatch holds: told where they are returned.
+nitpick_ignore = [("py:class", name) for name in ("ClusteringModel", "Panels", "scdeepclust.nn._counts.Counts")]
+
+# Where things of other packages are described; what is found first holds. A build has no network, hence no inventories
+# of theirs, so that pages of single things are linked only where their addresses follow from their names.
+PYTHON, SCVI = "https://docs.python.org/3/library", "https://docs.scvi-tools.org/en/stable/api"
+ELSEWHERE = {
+    r"(collections\.abc\.)?(Sequence|Iterable|Iterator|Mapping|Callable)": (
+        rf"{PYTHON}/collections.abc.html#collections.abc.\2"
+    ),
+    r"(typing\.)?(Literal|Any)": rf"{PYTHON}/typing.html#typing.\2",
+    r"(pathlib\.)?Path": rf"{PYTHON}/pathlib.html#pathlib.Path",
+    r"os\.PathLike": rf"{PYTHON}/os.html#os.PathLike",
+    r"(numbers\.)?(Number|Real)": rf"{PYTHON}/numbers.html#numbers.\2",
+    r"(anndata\.|anndata\._core\.anndata\.)?AnnData(\.\w+)?": "https://anndata.readthedocs.io/en/stable/generated/anndata.AnnData.html",
+    r"(pd|pandas|pandas\.core\.\w+)\.(DataFrame|Series)(\.\w+)?": r"https://pandas.pydata.org/docs/reference/api/pandas.\2\3.html",
+    r"(np|numpy)\.ndarray": "https://numpy.org/doc/stable/reference/generated/numpy.ndarray.html",
+    r"scipy\.sparse\._csr\.csr_matrix": "https://docs.scipy.org/doc/scipy/reference/generated/scipy.sparse.csr_matrix.html",
+    r"scipy\.cluster\.hierarchy": "https://docs.scipy.org/doc/scipy/reference/cluster.hierarchy.html",
+    r"(Axes|Figure)": lambda found: (
+        "https://matplotlib.org/stable/api/"
+        + {"Axes": "_as_gen/matplotlib.axes.Axes.html", "Figure": "_as_gen/matplotlib.figure.Figure.html"}[found[1]]
+    ),
+    r"(torch\.)?Tensor": "https://docs.pytorch.org/docs/stable/tensors.html#torch.Tensor",
+    r"torch\.optim\..*": "https://docs.pytorch.org/docs/stable/optim.html",
+    r"torch\.nn\.parameter\.Parameter": "https://docs.pytorch.org/docs/stable/generated/torch.nn.parameter.Parameter.html",
+    r"torch\.(dist|distributions)\..*": "https://docs.pytorch.org/docs/stable/distributions.html",
+    r"(sparse\.)?GCXS": "https://sparse.pydata.org/en/stable/api/sparse.GCXS.html",
+    r"scanpy\.pl\.DotPlot": "https://scanpy.readthedocs.io/en/stable/api/generated/classes/scanpy.pl.DotPlot.html",
+    r"scanpy\.(\w+\.\w+)": r"https://scanpy.readthedocs.io/en/stable/api/generated/scanpy.\1.html",
+    r"lightning\..*|Logger|Callback": "https://lightning.ai/docs/pytorch/stable/api_references.html",
+    r"scvi\.model\.(SCVI|TOTALVI)": rf"{SCVI}/reference/scvi.model.\1.html",
+    r"scvi(\..*)?|AnnOrMuData": f"{SCVI}/index.html",
 }
 
 
-def link_of_a_type(app, env, node, contents):
-    """A reference to a type that is not ours."""
+def address(target: str) -> str | None:
+    """Of a thing that is not ours."""
+    for pattern, url in ELSEWHERE.items():
+        if found := re.fullmatch(pattern, target):
+            return url(found) if callable(url) else found.expand(url)
+    return None
+
+
+def link_elsewhere(app, env, node, contents):
+    """A reference to what is not ours."""
     from docutils.nodes import reference
 
-    target = node.get("reftarget")
-    if node.get("refdomain") != "py" or target not in TYPES:
-        return None
-    return reference("", "", contents, internal=False, refuri=TYPES[target])
+    url = address(node.get("reftarget")) if node.get("refdomain") == "py" else None
+    return None if url is None else reference("", "", contents, internal=False, refuri=url)
 
 
 def setup(app) -> None:
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
-    app.connect("missing-reference", link_of_a_type)
+    app.connect("missing-reference", link_elsewhere)
 
 
 def copy_tutorials(source: Path, target: Path) -> None:

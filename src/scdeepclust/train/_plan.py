@@ -37,7 +37,7 @@ class ClusteringPlan(TrainingPlan):
     module
         The module to train.
     phase
-        Name of the phase; it reaches :meth:`module.loss` as ``phase``.
+        Name of the phase; it reaches ``module.loss`` as ``phase``.
     last
         Whether this is the last phase. Metrics of earlier phases get the name of the phase as prefix.
     optimizer

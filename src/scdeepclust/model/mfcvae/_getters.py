@@ -145,7 +145,7 @@ class FacetGetters(ModelPart):
     def get_facet_representation(
         self, facet: int, adata: AnnData | None = None, indices: Indices = None, batch_size: int | None = None
     ) -> np.ndarray:
-        """Posterior mean of the code of one facet; :meth:`get_latent_representation` joins all of them.
+        """Posterior mean of the code of one facet; :meth:`MFCVAE.get_latent_representation` joins all of them.
 
         Parameters
         ----------
