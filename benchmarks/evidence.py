@@ -212,7 +212,7 @@ def write_page(rows: pd.DataFrame) -> None:
         parts += [
             "## Genes",
             f"{len(null)} single populations of independent genes, cut in two. `tl.rank_genes` calls "
-            f"{null.below_05.mean():.3f} of the p-values below .05 (at most {null.below_05.max():.3f} in one of them),\n"
+            f"{null.below_05.mean():.3f} of the p-values below .05 (at most {null.below_05.max():.3f} in one),\n"
             "the test on the counts that made the clusters "
             f"{null.circular_below_05.mean():.3f}. P-values are smaller than uniform\n(one-sided Kolmogorov-Smirnov, "
             f"p < .01) in {(null.ks < 0.01).sum()} of them, and {(null.found > 0).sum()}\nhave a gene at a false "
