@@ -308,7 +308,7 @@ def test_size_factors_of_new_cells_on_another_scale_are_refused(tiny, tmp_path):
 
 
 def test_start_labels_that_only_held_out_cells_have_are_found_before_training(tiny):
-    from scdeepclust.train._phases import split_cells
+    from scdeepclust.train import split_cells
 
     _, held_out, _ = split_cells(120, 0.8, None, 0)
     labels = np.array(tiny.obs["cell_type"], dtype=object)
