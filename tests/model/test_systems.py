@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from scdeepclust.cli import _options
 from scdeepclust.model._systems import COMMON, SYSTEMS
 
 ROOT = Path(__file__).parents[2]
+SITE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Documentation"].rstrip("/")
 KEYS = [system.key for system in SYSTEMS]
 
 each_system = pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.key)
@@ -25,7 +27,7 @@ def table(head: str, rows: list[str]) -> str:
 
 def test_readme_says_which_model_to_take():
     rows = [
-        f"| [`{system.name}`](docs/user_guide/{system.key}.md) | {system.idea} | {system.purpose} |"
+        f"| [`{system.name}`]({SITE}/user_guide/{system.key}.html) | {system.idea} | {system.purpose} |"
         for system in SYSTEMS
     ]
     assert table("| model | idea | take it when |", rows) in (ROOT / "README.md").read_text()

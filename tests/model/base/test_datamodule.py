@@ -151,6 +151,7 @@ def test_every_model_trains_and_answers(adata, cells, name, tmp_path):
     np.testing.assert_array_equal(without.predict(dataloader=loader), model.predict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_cls", [SCDeepCluster, GMVAE])
 def test_labels_are_as_good_as_those_of_data_in_memory(adata, cells, model_cls):
     model_cls.setup_anndata(adata, batch_key="batch")
