@@ -14,11 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))
-BARE = {"idc_gates", "somvae_development"}  # code alone: outputs are not recorded yet
-RECORDED = [path for path in TUTORIALS if path.stem not in BARE]
 EACH, ALL = 600_000, 3_000_000  # bytes
 
-each_recorded = pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 each_tutorial = pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 
 
@@ -54,7 +51,7 @@ def test_names_of_the_package_exist(path):
             value = getattr(value, part)
 
 
-@each_recorded
+@each_tutorial
 def test_outputs_are_those_of_one_run_from_top_to_bottom(path):
     cells = cells_of(path)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
@@ -66,19 +63,19 @@ def test_outputs_are_those_of_one_run_from_top_to_bottom(path):
     assert re.fullmatch(r"\d+ s on one core, \d+\.\d GiB at most.*\n", text_of(cells[-1]["outputs"][0]))
 
 
-@each_recorded
+@each_tutorial
 def test_seconds_of_a_tutorial(path):
     assert int(text_of(cells_of(path)[-1]["outputs"][0]).split()[0]) <= 300
 
 
-@each_recorded
+@each_tutorial
 def test_outputs_hold_no_noise(path):
     text = "\n".join(text_of(output) for cell in cells_of(path) for output in cell["outputs"])
     assert not re.search(r"[Ww]arning|(^|[\s'\"(])/[a-z]+/|\d+%\|", text)
     assert not [out for cell in cells_of(path) for out in cell["outputs"] if out.get("name") == "stderr"]
 
 
-@each_recorded
+@each_tutorial
 def test_figures_say_what_they_show(path):
     """For those who cannot see them; one of them stands for the tutorial in the gallery."""
     drawn = [cell for cell in cells_of(path) if any("image/png" in out.get("data", {}) for out in cell["outputs"])]
@@ -138,8 +135,6 @@ def test_code_gives_the_outputs_that_are_committed(path):
     finally:
         sys.path.pop(0)
     again = [cell for cell in execute.executed(path).cells if cell.cell_type == "code"]
-    if path.stem in BARE:
-        return  # that it runs is all there is to test
     before, after = [], []
     for cell, fresh in zip(cells_of(path)[:-1], again[:-1], strict=True):  # the last one tells the time
         kinds = [[sorted(out.get("data", {"text": ""})) for out in c["outputs"]] for c in (cell, fresh)]
