@@ -19,6 +19,7 @@ from _methods import (  # first: it sets the number of threads
 
 # isort: split
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -53,36 +54,13 @@ def by_dispersion_in_batches(adata: AnnData) -> np.ndarray:
     return sdc.tl.select_genes(adata, N_TOP_GENES, layer="counts", batch_key=batch_key(adata)).to_numpy()
 
 
-def by_variance(adata: AnnData) -> np.ndarray:
-    """Variance of standardised counts (flavour `seurat_v3`), in batches where there are some."""
+def by_flavour(adata: AnnData, select: str, flavour: str) -> np.ndarray:
+    """By a flavour of scanpy that reads counts, in batches where there are some."""
     import scanpy as sc
 
-    ranked = sc.pp.highly_variable_genes(
-        adata,
-        layer="counts",
-        flavor="seurat_v3",
-        n_top_genes=N_TOP_GENES,
-        batch_key=batch_key(adata),
-        inplace=False,
-        check_values=False,
-    )
-    return ranked["highly_variable"].to_numpy()
-
-
-def by_residuals(adata: AnnData) -> np.ndarray:
-    """Variance of analytic Pearson residuals, in batches where there are some."""
-    import scanpy as sc
-
-    ranked = sc.experimental.pp.highly_variable_genes(
-        adata,
-        layer="counts",
-        flavor="pearson_residuals",
-        n_top_genes=N_TOP_GENES,
-        batch_key=batch_key(adata),
-        inplace=False,
-        check_values=False,
-    )
-    return ranked["highly_variable"].to_numpy()
+    rank = {"pp": sc.pp, "experimental": sc.experimental.pp}[select].highly_variable_genes
+    options = {"layer": "counts", "n_top_genes": N_TOP_GENES, "batch_key": batch_key(adata)}
+    return rank(adata, flavor=flavour, inplace=False, check_values=False, **options)["highly_variable"].to_numpy()
 
 
 def by_deviance(adata: AnnData) -> np.ndarray:
@@ -111,8 +89,8 @@ def all_genes(adata: AnnData) -> np.ndarray:
 SELECTIONS: dict[str, Callable[[AnnData], np.ndarray]] = {
     "seurat": by_dispersion,
     "seurat by batch": by_dispersion_in_batches,
-    "seurat_v3": by_variance,
-    "pearson": by_residuals,
+    "seurat_v3": partial(by_flavour, select="pp", flavour="seurat_v3"),
+    "pearson": partial(by_flavour, select="experimental", flavour="pearson_residuals"),
     "deviance": by_deviance,
     "all genes": all_genes,
 }

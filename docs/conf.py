@@ -36,7 +36,7 @@ html_theme = "sphinx_book_theme"
 html_title = "scdeepclust"
 html_theme_options = {"show_toc_level": 2, "navbar_persistent": []}  # the search is in the side bar, once
 html_static_path = ["_static"]
-html_css_files = ["pages.css", "cards.css"]
+html_css_files = ["pages.css"]
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]

@@ -44,15 +44,23 @@ def test_logged_losses_are_means_over_cells(model, adata):
         ]
     )
 
+    seen = []  # loss of a minibatch, and its cells
+
     class Recorder(Callback):
         def on_train_batch_start(self, trainer, pl_module, *args):
             pl_module.module.eval()
             for group in trainer.optimizers[0].param_groups:
                 group["lr"] = 0.0
 
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append((outputs["loss"].item(), batch["X"].n_cells))
+
     model.train(pretrain_epochs=0, max_epochs=1, batch_size=96, callbacks=[Recorder()], **QUIET)
     logged = model.history["reconstruction_loss_train"].iloc[-1, 0]
     np.testing.assert_allclose(logged, losses.mean().item(), rtol=1e-4)
+    loss, n_cells = np.array(seen).T
+    assert len(set(n_cells)) > 1
+    np.testing.assert_allclose(model.history["train_loss"].iloc[-1, 0], np.average(loss, weights=n_cells), rtol=1e-6)
 
 
 def test_all_phases_train_on_the_same_cells(model, adata):

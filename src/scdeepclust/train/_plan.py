@@ -201,7 +201,7 @@ class ClusteringPlan(TrainingPlan):
         n, extra = output.n_obs_minibatch, output.extra_metrics
         means, sums = [output.loss, *extra.values()], [output.reconstruction_loss_sum, output.kl_local_sum]
         # stacked: a GPU takes longer to be told of a sum than to do it
-        stacked = [torch.stack([torch.as_tensor(value).detach() for value in values]) for values in (means, sums)]
+        stacked = [torch.stack([value.detach() for value in values]) for values in (means, sums)]
         values = torch.cat([stacked[0] * n, stacked[1]]).float()
         self._names[mode] = ("loss", *extra, "reconstruction_loss", "kl_local")
         self._n[mode] += n
