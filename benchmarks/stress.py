@@ -135,8 +135,8 @@ def lead(tables: list[pd.DataFrame]) -> Lead:
         )
     text = (
         f"Mean on {len(given)} simulated data sets, number of clusters given: {'; '.join(said)}; "
-        f"{name_of(str(baselines.mean().idxmax()))} {baselines.mean().max():.2f}. Where types differ by little and cells "
-        "are shallow, no method finds anything."
+        f"{name_of(str(baselines.mean().idxmax()))} {baselines.mean().max():.2f}. Where types differ by little and "
+        "cells are shallow, no method finds anything."
     )
     return Lead(figure, "Bars of the mean adjusted Rand index of each method, number of clusters given and found", text)
 
