@@ -38,7 +38,8 @@ PHASES = {
         "cluster": "centres and network\ntrained together",
     },
     "gmvae": {
-        "vae": "one Gaussian ball,\nnoisy input",
+        "pretrain": "give the counts back\nfrom a noisy version",
+        "vae": "one Gaussian ball\nas prior, noisy input",
         "mixture": "components placed on clusters,\nall trained together",
     },
     "idc": {

@@ -28,7 +28,7 @@ from ._init import (
     sample_points,
 )
 from ._novelty import Profiles, cluster_profiles, misfit, novelty
-from ._phase import Phase, epochs_for_steps, split_cells
+from ._phase import Phase, epochs_for_steps, pretraining_epochs, split_cells
 from ._phases import PhasedTrainingMixin
 from ._plan import ClusteringPlan, NonFiniteLossError
 from ._repeats import matched, repeat_intercept, repeat_probability
@@ -89,6 +89,7 @@ __all__ = [
     "nearest",
     "novelty",
     "one_thread",
+    "pretraining_epochs",
     "repeat_intercept",
     "repeat_probability",
     "sample_points",

@@ -43,6 +43,9 @@ MAX_BATCHES = 8
 # Counts are scaled to this total before log1p, the convention of the field.
 TARGET_TOTAL = 1e4
 
+# Share of all counts that a decoder starts with for a gene that hardly occurs.
+LEAST_SHARE = 1e-7
+
 
 class ClusteringModule(BaseModuleClass):
     """Counts in, everything else internal.
@@ -154,6 +157,18 @@ class ClusteringModule(BaseModuleClass):
         self.median_total.fill_(float(median_total))
         self.batch_frequencies.copy_(torch.as_tensor(batch_frequencies))
         self.n_trials.fill_(float(n_trials))
+        self._start_decoder()
+
+    @torch.no_grad()
+    def _start_decoder(self) -> None:
+        """Let the decoder start at the average profile, so that no steps are spent on what all cells share."""
+        if self.gene_likelihood == "normal":
+            scores = self.gene_mean
+        elif self.gene_likelihood == "beta_binomial":
+            scores = torch.logit(self.gene_mean, eps=LEAST_SHARE)
+        else:
+            scores = torch.log(torch.expm1(self.gene_mean) / TARGET_TOTAL + LEAST_SHARE)
+        self.decoder.scores.bias.copy_(scores)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # models saved before size factors were put on a scale took them as they are

@@ -67,6 +67,9 @@ class ScviGMVAEModule(GMVAEModule):
         self.z_head = nn.Linear(self.n_hidden, 2 * self.n_latent)
         self.decoder = FrozenDecoder(vae)
 
+    def _start_decoder(self) -> None:
+        """Networks of scVI stay what they are."""
+
     def freeze_networks(self) -> None:
         """Let only the mixture learn."""
         for part in (self.encoder, self.z_head, self.decoder):

@@ -16,7 +16,7 @@ from scvi.model.base import VAEMixin
 
 from scdeepclust.model._base import ClusteringModel, check_choice, shared_docs
 from scdeepclust.nn import Dispersion, GeneLikelihood
-from scdeepclust.train import Initialiser, Phase, epochs_for_steps
+from scdeepclust.train import Initialiser, Phase, epochs_for_steps, pretraining_epochs
 
 from ._divergence import PriorEstimator
 from ._from_scvi import ScviGMVAEModule, scvi_architecture
@@ -26,9 +26,10 @@ from ._module import GMVAEModule
 # A posterior whose entropy is this share of the largest possible is flat: the components have merged.
 FLAT_POSTERIOR = 0.7
 
-# Steps before the clusters start. With half of them start labels are worse on average, on sets that had a part in
-# choices and on sets that had none. Few cells end earlier, by passes over the data, for more passes lose there.
-N_STEPS = 3000
+# Steps without a prior, and with that of one Gaussian, before the clusters start. With half of them start labels are
+# worse on average, on sets that had a part in choices and on sets that had none. Few cells end earlier, by passes over
+# the data, for more passes lose there.
+N_STEPS, N_PRIOR_STEPS = 1000, 2000
 
 # With fewer components than this in use (the exponential of the entropy of their sizes), one has taken all cells.
 ONE_COMPONENT = 1.1
@@ -234,14 +235,20 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
                 raise ValueError(f"`pretrain_epochs` must be 0 for networks of an scVI model; found {pretrain_epochs}.")
             pretrain_epochs = 0
             self.module.freeze_networks()
-        if pretrain_epochs is None:
-            # a model that has clusters goes on from them
-            pretrain_epochs = 0 if self._continues else epochs_for_steps(N_STEPS, n_train, batch_size, 200)
+        if pretrain_epochs is not None:
+            without_prior = pretrain_epochs // 3
+            with_prior = pretrain_epochs - without_prior
+        elif self._continues:  # a model that has clusters goes on from them
+            without_prior = with_prior = 0
+        else:
+            without_prior = pretraining_epochs(N_STEPS, n_train, batch_size, 67)
+            with_prior = epochs_for_steps(N_PRIOR_STEPS, n_train, batch_size, 133)
         if max_epochs is None:
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
-        starts = self._continue_clusters if self._continues and not pretrain_epochs else self._start_clusters
+        starts = self._continue_clusters if self._continues and not with_prior else self._start_clusters
         return [
-            Phase("vae", pretrain_epochs, begin=self._forget_clusters, plan_kwargs={"kl_warmup": 0.2}),
+            Phase("pretrain", without_prior, begin=self._forget_clusters, plan_kwargs={"max_kl_weight": 0.0}),
+            Phase("vae", with_prior, begin=self._forget_clusters, plan_kwargs={"kl_warmup": 0.3}),
             Phase("mixture", max_epochs, begin=starts, plan_kwargs={"lr": 5e-4}),
         ]
 

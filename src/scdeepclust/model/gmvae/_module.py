@@ -19,9 +19,10 @@ What differs from the published method and its single-cell version, and why:
   z. The two depend on the same z, so the result is larger than the true term
   (``prior_estimator="analytic_kl"`` reproduces it).
 * A component depends on w only through an offset that starts at zero, so that w cannot take over the clusters.
-* First an ordinary autoencoder is trained, with noise on its input; then components are placed on clusters of the
-  denoised expression; then everything is trained together, without the noise, so that probabilities are those of the
-  cells as they are. From a random start all components tend to merge.
+* First an ordinary autoencoder is trained, with noise on its input, for a third of the time without any prior: where
+  types differ by little, the prior would else empty the latent space before the networks have found them. Then
+  components are placed on clusters of the denoised expression; then everything is trained together, without the noise,
+  so that probabilities are those of the cells as they are. From a random start all components tend to merge.
 * In that last phase the label s that a cell started with counts as a measurement of its component, which is right with
   a share a of 0.9 (``anchor``) and arbitrary otherwise: p(s | k) = (1 - a) / K + a [s = k]. Components would else move
   to where latent codes are dense, which says less of cell types than the denoised expression does. Predictions use
@@ -205,7 +206,7 @@ class GMVAEModule(ClusteringModule):
         phase: str = "mixture",
         kl_weight: float = 1.0,
     ) -> LossOutput:
-        """Negative evidence lower bound per cell; in phase ``"vae"`` with the prior N(0, I) in place of the mixture."""
+        """Negative evidence lower bound per cell; before phase ``"mixture"`` with the prior N(0, I) in its place."""
         counts, log_library, heads = (
             inference_outputs["counts"],
             inference_outputs["log_library"],
@@ -216,7 +217,7 @@ class GMVAEModule(ClusteringModule):
         else:
             log_p = self.log_likelihood(counts, heads, log_library)  # (B,) or (M, B)
         reconstruction = -log_p.view(-1, counts.n_cells).mean(dim=0)
-        if phase == "vae":
+        if phase != "mixture":
             kl = {"kl_latent": standard_normal_kl(inference_outputs["z_mean"], inference_outputs["z_log_var"])}
             entropies: dict[str, Tensor] = {}
         else:

@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from scdeepclust.model._base import ClusteringModel, check_choice, check_n_clusters, shared_docs
 from scdeepclust.nn import Dispersion, GeneLikelihood
-from scdeepclust.train import Initialiser, Phase, epochs_for_steps, undone_on_failure
+from scdeepclust.train import Initialiser, Phase, epochs_for_steps, pretraining_epochs, undone_on_failure
 
 from ._getters import GateGetters
 from ._module import IDCModule
@@ -126,7 +126,7 @@ class IDC(GateGetters, ClusteringModel):
             return self._query_phases(max_epochs, n_train, batch_size)
         if pretrain_epochs is None:
             # a model that has clusters goes on from them
-            pretrain_epochs = 0 if self._continues else epochs_for_steps(N_STEPS, n_train, batch_size, 240)
+            pretrain_epochs = 0 if self._continues else pretraining_epochs(N_STEPS, n_train, batch_size, 240)
         if max_epochs is None:
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
         ungated = pretrain_epochs * 2 // 5

@@ -20,6 +20,7 @@ from scdeepclust.train import (
     Phase,
     epochs_for_steps,
     n_communities,
+    pretraining_epochs,
 )
 
 from ._crossed_groups import GROUP_NUMBERS, crossed_groups, shared_information
@@ -152,7 +153,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
         if pretrain_epochs is None:
             # a model that has clusters goes on from them
             steps = 1000 + 500 * len(others)
-            pretrain_epochs = 0 if self._continues else epochs_for_steps(steps, n_train, batch_size, 200)
+            pretrain_epochs = 0 if self._continues else pretraining_epochs(steps, n_train, batch_size, 200)
         if max_epochs is None:
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
         entry = pretrain_epochs // (2 + len(others))  # the main facet has twice the time of another one

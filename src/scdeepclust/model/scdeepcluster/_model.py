@@ -41,7 +41,7 @@ from scdeepclust.nn import (
     Dispersion,
     GeneLikelihood,
 )
-from scdeepclust.train import Initialiser, Phase, RefreshTargets, epochs_for_steps
+from scdeepclust.train import Initialiser, Phase, RefreshTargets, epochs_for_steps, pretraining_epochs
 
 from ._dec import assignment_kl, column_sums, student_t_log_assignment, target_distribution
 
@@ -250,7 +250,7 @@ class SCDeepCluster(ClusteringModel):
             return self._query_phases(max_epochs, n_train, batch_size)
         if pretrain_epochs is None:
             # a model that has clusters goes on from them
-            pretrain_epochs = 0 if self._continues else epochs_for_steps(1000, n_train, batch_size, 200)
+            pretrain_epochs = 0 if self._continues else pretraining_epochs(1000, n_train, batch_size, 200)
         if max_epochs is None:
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
         refresh = RefreshTargets(self._refresh_targets, self._tol)

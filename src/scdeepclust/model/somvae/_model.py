@@ -46,7 +46,7 @@ from scdeepclust.nn import (
     Dispersion,
     GeneLikelihood,
 )
-from scdeepclust.train import Initialiser, Phase, RefreshTargets, epochs_for_steps, nearest
+from scdeepclust.train import Initialiser, Phase, RefreshTargets, epochs_for_steps, nearest, pretraining_epochs
 
 from ._lay_map import FINAL_RADIUS, choose_grid, fill_dead_nodes, lay_map, vote_regions
 from ._map_results import MapGetters
@@ -308,7 +308,7 @@ class SOMVAE(TransitionGetters, MapGetters, ClusteringModel):
             return self._query_phases(max_epochs, n_train, batch_size)
         if pretrain_epochs is None:
             # a model that has a map goes on from it
-            pretrain_epochs = 0 if self._continues else epochs_for_steps(1000, n_train, batch_size, 200)
+            pretrain_epochs = 0 if self._continues else pretraining_epochs(1000, n_train, batch_size, 200)
         if max_epochs is None:
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
         starts = self._continue_map if self._continues and not pretrain_epochs else self._start_map
