@@ -67,6 +67,7 @@ def idc(**kwargs):
 
 
 STEPS = {
+    "GMVAE pretrain": (gmvae, "pretrain"),
     "GMVAE vae": (gmvae, "vae"),
     "GMVAE mixture": (gmvae, "mixture"),
     "MFCVAE pretrain": (mfcvae, "pretrain"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.decomposition import PCA
 
 from scdeepclust.model import GMVAE, MFCVAE, SCDeepCluster
@@ -120,6 +121,29 @@ def test_facets_are_looked_for_in_log_expression(adata, monkeypatch):
     shares = np.concatenate(list(model._denoised_blocks(cells))) ** 2
     expected = PCA(20, svd_solver="randomized", random_state=0).fit_transform(np.log1p(1e4 * shares))
     np.testing.assert_allclose(seen["points"], expected, atol=1e-3 * expected.std())
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "normal", "beta_binomial"])
+def test_a_decoder_starts_at_the_average_profile(likelihood, adata):
+    counts = np.asarray(adata.X.todense())
+    counts[:, 0] = 0  # a gene that does not occur
+    adata.X = csr_matrix(counts)
+    SCDeepCluster.setup_anndata(adata)
+    model = SCDeepCluster(adata, n_clusters=3, gene_likelihood=likelihood, n_hidden=16)
+    model._begin_training()
+    start = model.module.decoder.scores.bias.detach().numpy().astype(float)
+    logged = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
+    if likelihood == "normal":
+        expected = logged
+    elif likelihood == "beta_binomial":
+        p = np.clip(counts.mean(axis=0) / counts.max(), 1e-7, None)
+        expected = np.log(p / (1 - p))
+    else:
+        expected = np.log((np.exp(logged) - 1) / 1e4 + 1e-7)
+    np.testing.assert_allclose(start, expected, rtol=1e-4, atol=1e-4)
+    model.module.decoder.scores.bias.data.zero_()
+    model._begin_training()  # statistics are known: what was learnt since stays
+    assert (model.module.decoder.scores.bias == 0).all()
 
 
 @pytest.mark.parametrize("n_batches", [3, 8, 9, 40])

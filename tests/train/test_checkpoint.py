@@ -200,7 +200,7 @@ def test_sigterm_keeps_what_was_learnt_then_ends_the_process_with_143(adata, tmp
     with pytest.raises(SystemExit) as stop:
         model.train(checkpoint_dir=tmp_path, callbacks=[Stop("vae", 2, signal.SIGTERM)], **LENGTHS)
     assert stop.value.code == 143
-    assert model.phases_ == [("vae", 3), ("mixture", 0)]
+    assert model.phases_ == [("pretrain", 2), ("vae", 3), ("mixture", 0)]
     assert len(set(model.predict())) > 1
     assert signal.getsignal(signal.SIGTERM) is before
     other = new(sdc.model.GMVAE, adata.copy())

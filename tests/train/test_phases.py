@@ -12,7 +12,14 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import scdeepclust as sdc
 from scdeepclust.model.mfcvae._fade_in import FadeIn
-from scdeepclust.train import NonFiniteLossError, _plan, epochs_for_steps, one_thread, split_cells
+from scdeepclust.train import (
+    NonFiniteLossError,
+    _plan,
+    epochs_for_steps,
+    one_thread,
+    pretraining_epochs,
+    split_cells,
+)
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -239,6 +246,15 @@ def test_the_split_covers_every_cell_once_and_depends_on_the_seed_only():
 @pytest.mark.parametrize(("n_obs", "expected"), [(2638, 48), (300, 200), (10**6, 1), (128, 200)])
 def test_epochs_follow_from_steps_but_stay_in_bounds(n_obs, expected):
     assert epochs_for_steps(1000, n_obs, 128, 200) == expected
+
+
+@pytest.mark.parametrize("n_obs", [300, 2000, 6400, 6401, 12_800, 19_200, 30_000, 200_000, 10**7])
+def test_pretraining_makes_enough_passes_as_long_as_they_do_not_take_too_many_steps(n_obs):
+    epochs, of_steps = pretraining_epochs(1000, n_obs, 128, 200), epochs_for_steps(1000, n_obs, 128, 200)
+    steps_of_epoch = -(-n_obs // 128)
+    assert epochs >= of_steps
+    assert epochs >= 20 or (epochs + 1) * steps_of_epoch > 3000
+    assert epochs == of_steps or (epochs <= 20 and (epochs - 1) * steps_of_epoch < 3000)
 
 
 def test_threads_of_torch_survive_scikit_learn(model):

@@ -142,6 +142,33 @@ def test_before_the_clusters_the_prior_is_standard_normal():
     torch.testing.assert_close(result.loss, (result.reconstruction_loss["reconstruction_loss"] + 0.3 * kl).mean())
 
 
+@pytest.mark.parametrize(("given", "before"), [(9, [("pretrain", 3), ("vae", 6)]), (1, [("vae", 1)]), (0, [])])
+def test_a_third_of_what_comes_before_the_clusters_has_no_prior(adata, given, before):
+    GMVAE.setup_anndata(adata)
+    model = GMVAE(adata, n_clusters=4, n_hidden=16)
+    model.train(pretrain_epochs=given, max_epochs=1, **QUIET)
+    assert model.phases_ == [*before, ("mixture", 1)]
+    if given == 9:
+        assert (model.history["pretrain_kl_weight"] == 0).all(axis=None)
+        assert model.history["vae_kl_weight"].iloc[-1, 0] == 1
+        before_prior, with_prior = (
+            model.history[f"{phase}_kl_local_train"].iloc[-1, 0] for phase in ("pretrain", "vae")
+        )
+        assert before_prior > with_prior
+
+
+@pytest.mark.slow
+def test_weak_types_are_not_lost_to_the_prior():
+    adata = sdc.datasets.simulate_counts(2000, 2000, n_clusters=5, depth=1500, marker_log_fold_change=1.0, seed=0)
+    GMVAE.setup_anndata(adata)
+    model = GMVAE(adata, n_clusters=5, seed=0)
+    model.train(**QUIET)
+    scores = sdc.tl.score_clusters(adata.obs.assign(found=model.predict()), "found", label_key="cell_type")
+    assert (
+        scores.loc["found", "ARI"] > 0.2
+    )  # k-means of principal components has .01, one component took all cells here
+
+
 def prior_terms(module, q) -> torch.Tensor:
     with torch.no_grad():
         return sum(module.prior_terms(q)[0].values())
