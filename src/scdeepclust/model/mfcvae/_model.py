@@ -28,6 +28,10 @@ from ._fade_in import FadeIn
 from ._getters import FacetGetters
 from ._module import MFCVAEModule
 
+# Share of the first phase over which the prior of the main facet rises. Where types differ by little, one that is there
+# from a fifth of the phase on empties the facet before the networks have found them.
+RISE_SHARE = 0.6
+
 # Share of its phase over which a facet fades into the decoder; its prior sets in more slowly.
 FADE_SHARE, PRIOR_SHARE = 0.4, 0.8
 
@@ -163,7 +167,7 @@ class MFCVAE(FacetGetters, ClusteringModel):
                 "pretrain",
                 pretrain_epochs - entry * len(others),
                 begin=lambda _: self.module.forget_facets(),
-                plan_kwargs={"kl_warmup": 0.2},
+                plan_kwargs={"kl_warmup": RISE_SHARE},
             ),
             *(
                 Phase(
