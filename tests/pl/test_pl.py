@@ -201,6 +201,16 @@ def test_overview_has_a_panel_more_with_known_labels(result):
     assert [ax.get_title() for ax in panels.values()] == ["sys", "confidence of sys", "cell_type"]
 
 
+def test_names_stand_amid_cells_that_lie_together_and_beside_the_plot_where_they_are_everywhere(result):
+    def shown(column):
+        ax = pl.overview(result, "sys", label_key=column)[column]
+        return {text.get_text() for text in ax.texts}
+
+    assert shown("cell_type") >= set(result.obs["cell_type"].cat.categories)
+    result.obs["donor"] = pd.Categorical(np.where(np.arange(result.n_obs) % 2, "d1", "d2"))
+    assert not shown("donor") & {"d1", "d2"}
+
+
 def test_overview_uses_its_colours_and_the_bar_lies_on_nothing(result):
     result.obs["sys_confidence"] = np.linspace(0.9, 1, result.n_obs)
     panels = pl.overview(result, "sys", label_key="cell_type")

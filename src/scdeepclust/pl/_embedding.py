@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _FAINTEST = 0.08  # a cell of no confidence can still be seen
 _FEW = 0.03  # share of the cells
+_SPREAD_SHARE = 0.7  # of the spread of all cells within categories: above it, they are everywhere
 _FEW_DOUBTS = 0.01  # share of the cells that lie below the colour scale
 _UNLABELLED = "#D9D9D9"
 
@@ -146,8 +147,17 @@ def overview(
         if column == certainty:
             draw_confidence(adata, key, basis, panel)
         else:
-            draw_categories(adata, column, basis, panel)
+            apart = column == key or _lie_apart(categories(adata, column), coordinates(adata, basis))
+            draw_categories(adata, column, basis, panel, names_on_plot=apart)
     return finish(panels, show, save)
+
+
+def _lie_apart(labels: pd.Categorical, xy: np.ndarray) -> bool:
+    return float((within**2).to_numpy().sum()) < _SPREAD_SHARE * float(((table - table.mean()) ** 2).to_numpy().sum())
+    known = labels.codes >= 0
+    table = pd.DataFrame(xy[known])
+    within = table.groupby(labels.codes[known]).transform("mean") - table
+    return bool(np.square(within.to_numpy()).sum() < _SPREAD_SHARE * np.square((table - table.mean()).to_numpy()).sum())
 
 
 def _axes_of_overview(n: int) -> Sequence[Axes]:
