@@ -153,7 +153,7 @@ def overview(
 
 
 def _lie_apart(labels: pd.Categorical, xy: np.ndarray) -> bool:
-    return float((within**2).to_numpy().sum()) < _SPREAD_SHARE * float(((table - table.mean()) ** 2).to_numpy().sum())
+    """Whether a name amid the cells of a category is read as theirs: not that of a batch, whose cells are everywhere."""
     known = labels.codes >= 0
     table = pd.DataFrame(xy[known])
     within = table.groupby(labels.codes[known]).transform("mean") - table
