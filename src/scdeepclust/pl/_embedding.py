@@ -153,7 +153,7 @@ def overview(
 
 
 def _lie_apart(labels: pd.Categorical, xy: np.ndarray) -> bool:
-    """Whether a name amid the cells of a category is read as theirs: not that of a batch, whose cells are everywhere."""
+    """Whether a name amid the cells of a category is read as theirs: batches, whose cells are everywhere, do not."""
     known = labels.codes >= 0
     table = pd.DataFrame(xy[known])
     within = table.groupby(labels.codes[known]).transform("mean") - table
