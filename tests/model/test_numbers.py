@@ -128,8 +128,8 @@ def test_a_decoder_starts_at_the_average_profile(likelihood, adata):
     counts = np.asarray(adata.X.todense())
     counts[:, 0] = 0  # a gene that does not occur
     adata.X = csr_matrix(counts)
-    SCDeepCluster.setup_anndata(adata)
-    model = SCDeepCluster(adata, n_clusters=3, gene_likelihood=likelihood, n_hidden=16)
+    GMVAE.setup_anndata(adata)
+    model = GMVAE(adata, n_clusters=3, gene_likelihood=likelihood, n_hidden=16)
     model._begin_training()
     start = model.module.decoder.scores.bias.detach().numpy().astype(float)
     logged = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
@@ -144,6 +144,15 @@ def test_a_decoder_starts_at_the_average_profile(likelihood, adata):
     model.module.decoder.scores.bias.data.zero_()
     model._begin_training()  # statistics are known: what was learnt since stays
     assert (model.module.decoder.scores.bias == 0).all()
+
+
+@pytest.mark.parametrize(("model_cls", "starts"), [(GMVAE, True), (MFCVAE, True), (SCDeepCluster, False)])
+def test_only_decoders_under_a_prior_start_at_the_average_profile(model_cls, starts, adata):
+    model_cls.setup_anndata(adata)
+    model = model_cls(adata, n_clusters=3, n_hidden=16)
+    before = model.module.decoder.scores.bias.detach().clone()
+    model._begin_training()
+    assert torch.equal(model.module.decoder.scores.bias, before) != starts
 
 
 @pytest.mark.parametrize("n_batches", [3, 8, 9, 40])

@@ -42,6 +42,8 @@ class ScviGMVAEModule(GMVAEModule):
         As in :class:`GMVAEModule`.
     """
 
+    starts_at_profile = False  # networks of scVI stay what they are
+
     encoder: Any
     decoder: Any
 
@@ -66,9 +68,6 @@ class ScviGMVAEModule(GMVAEModule):
         self.encoder = FrozenLayers(vae.z_encoder.encoder)
         self.z_head = nn.Linear(self.n_hidden, 2 * self.n_latent)
         self.decoder = FrozenDecoder(vae)
-
-    def _start_decoder(self) -> None:
-        """Networks of scVI stay what they are."""
 
     def freeze_networks(self) -> None:
         """Let only the mixture learn."""

@@ -90,6 +90,8 @@ class GMVAEModule(ClusteringModule):
         As in :class:`ClusteringModule`.
     """
 
+    starts_at_profile = True
+
     def __init__(
         self,
         n_input: int,

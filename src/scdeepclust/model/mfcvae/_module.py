@@ -84,6 +84,8 @@ class MFCVAEModule(ClusteringModule):
         As in :class:`ClusteringModule`.
     """
 
+    starts_at_profile = True
+
     mixtures: Any  # J GaussianMixture
     heads: Any  # J nn.Linear
 
