@@ -141,7 +141,7 @@ def test_the_anchor_of_a_mixture_holds_in_a_second_call(adata):
             model.train(epochs, None if number else 30, plan_kwargs={"lr": 5e-3} if number else None, **QUIET)
         codes = pd.crosstab(model.initial_labels_, model.predict()).to_numpy()
         agreement.append(codes.max(axis=1).sum() / codes.sum())
-    assert agreement[1] >= agreement[0] - 0.01
+    assert agreement[1] >= agreement[0] - 0.02
 
 
 # -- a call that fails ------------------------------------------------------------------------------------------------

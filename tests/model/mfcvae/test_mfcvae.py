@@ -248,7 +248,7 @@ def test_a_facet_that_was_asked_for_but_is_not_crossed_is_reported(adata, crosse
     monkeypatch.setattr(_crossed_groups, "N_STARTS", 20)
     MFCVAE.setup_anndata(adata, batch_key="batch")
     model = MFCVAE(adata, n_clusters=4, n_facet_clusters=2)
-    with pytest.warns(UserWarning, match=r"Facet 1 has 2 clusters.*ratio 1.*The 4 main clusters.*n_clusters=2"):
+    with pytest.warns(UserWarning, match=r"Facet 1 has 2 clusters.*ratio [12].*The 4 main clusters.*n_clusters=2"):
         model.train(pretrain_epochs=20, max_epochs=2, **QUIET)
     assert model.crossing_[1] >= 1
     with warnings.catch_warnings():

@@ -160,8 +160,8 @@ class ClusteringModule(BaseModuleClass):
         if self.starts_at_profile:
             self._start_decoder()
 
-    # Whether the decoder starts at the average profile, so that no steps are spent on what all cells share while a prior
-    # is about to empty the latent space. Without a prior nothing is gained: with K open, SCDeepCluster loses .03 by it.
+    # Whether the decoder starts at the average profile, so that no steps are spent on what all cells share while the
+    # prior is about to empty the latent space. Without a prior nothing is gained: SCDeepCluster loses .03 with K open.
     starts_at_profile = False
 
     @torch.no_grad()
