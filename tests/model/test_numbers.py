@@ -151,6 +151,7 @@ def test_only_decoders_under_a_prior_start_at_the_average_profile(model_cls, sta
     model_cls.setup_anndata(adata)
     model = model_cls(adata, n_clusters=3, n_hidden=16)
     before = model.module.decoder.scores.bias.detach().clone()
+    model.train_indices = np.arange(adata.n_obs)
     model._begin_training()
     assert torch.equal(model.module.decoder.scores.bias, before) != starts
 
