@@ -1,5 +1,6 @@
 """Pure torch that two systems or more use: tensors in, tensors out."""
 
+from ._beta_binomial import BetaBinomialCounts
 from ._likelihoods import (
     Counts,
     beta_binomial_log_likelihood,
@@ -17,6 +18,7 @@ from ._noise import normal_like
 from ._precision import as_double, as_wide, check_precision, full_precision
 
 __all__ = [
+    "BetaBinomialCounts",
     "CountDecoder",
     "CountHeads",
     "Counts",

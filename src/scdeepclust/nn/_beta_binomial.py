@@ -17,8 +17,27 @@ digits left; with :math:`s = 1 + \theta` and Stirling's series at :math:`a + y +
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import torch
+from scvi.distributions import BetaBinomial
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ._networks import CountHeads
+
+
+class BetaBinomialCounts(BetaBinomial):
+    """What scvi-tools asks of a likelihood, which its beta-binomial does not have: the scale, a probability here."""
+
+    def __init__(self, heads: CountHeads, n_trials: Tensor):
+        self.scale = torch.sigmoid(heads.scores)
+        theta = cast(Tensor, heads.log_theta).exp()
+        super().__init__(n_trials, theta * self.scale, theta * (1 - self.scale))
+
+    def get_normalized(self, key: str) -> Tensor:
+        """The mean of each count for the key ``"mu"``, else the probability."""
+        return self.mean if key == "mu" else self.scale
 
 
 class ScaledRising(torch.autograd.Function):

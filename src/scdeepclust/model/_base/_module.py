@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.distributions import BetaBinomial, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from scvi.distributions import Normal as ScviNormal
 from scvi.module.base import BaseModuleClass
 from torch import Tensor, nn
 
 from scdeepclust.nn import (
+    BetaBinomialCounts,
     CountDecoder,
     CountHeads,
     Counts,
@@ -80,6 +80,10 @@ class ClusteringModule(BaseModuleClass):
     dispersion
         Sharing of the dispersion.
     """
+
+    # Whether the decoder starts at the average profile, so that no steps are spent on what all cells share while the
+    # prior is about to empty the latent space. Without a prior nothing is gained: SCDeepCluster loses .03 with K open.
+    starts_at_profile = False
 
     def __init__(
         self,
@@ -160,13 +164,9 @@ class ClusteringModule(BaseModuleClass):
         if self.starts_at_profile:
             self._start_decoder()
 
-    # Whether the decoder starts at the average profile, so that no steps are spent on what all cells share while the
-    # prior is about to empty the latent space. Without a prior nothing is gained: SCDeepCluster loses .03 with K open.
-    starts_at_profile = False
-
     @torch.no_grad()
     def _start_decoder(self) -> None:
-        """Let the scores of the decoder be those of the average profile."""
+        """Let the scores of the decoder be those of the average log-normalised profile."""
         if self.gene_likelihood == "normal":
             scores = self.gene_mean
         elif self.gene_likelihood == "beta_binomial":
@@ -329,7 +329,7 @@ class ClusteringModule(BaseModuleClass):
     def distribution(self, heads: CountHeads, log_library: Tensor):
         """The likelihood as a distribution of scvi-tools, for sampling and for normalised expression."""
         if self.gene_likelihood == "beta_binomial":
-            return _BetaBinomialCounts(heads, self.n_trials)
+            return BetaBinomialCounts(heads, self.n_trials)
         share = torch.softmax(heads.scores, dim=-1)
         mu = log_library.exp().unsqueeze(-1) * share
         if heads.log_theta is None:
@@ -384,18 +384,6 @@ class AutoencoderModule(ClusteringModule):
         z = self.z_head(self.encode(u, covariates))
         self.encoder.train(training)
         return z
-
-
-class _BetaBinomialCounts(BetaBinomial):
-    """What scvi-tools asks of a likelihood, which its beta-binomial does not have: the scale, a probability here."""
-
-    def __init__(self, heads: CountHeads, n_trials: Tensor):
-        self.scale = torch.sigmoid(heads.scores)
-        theta = cast(Tensor, heads.log_theta).exp()
-        super().__init__(n_trials, theta * self.scale, theta * (1 - self.scale))
-
-    def get_normalized(self, key: str) -> Tensor:
-        return self.mean if key == "mu" else self.scale
 
 
 def _counts(x: Counts | Tensor) -> Counts:

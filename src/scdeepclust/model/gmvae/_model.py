@@ -30,6 +30,7 @@ FLAT_POSTERIOR = 0.7
 # worse on average, on sets that had a part in choices and on sets that had none. Few cells end earlier, by passes over
 # the data, for more passes lose there.
 N_STEPS, N_PRIOR_STEPS = 1000, 2000
+MOST_EPOCHS, MOST_PRIOR_EPOCHS = 67, 133
 
 # With fewer components than this in use (the exponential of the entropy of their sizes), one has taken all cells.
 ONE_COMPONENT = 1.1
@@ -241,8 +242,8 @@ class GMVAE(MixtureGetters, VAEMixin, ClusteringModel):
         elif self._continues:  # a model that has clusters goes on from them
             without_prior = with_prior = 0
         else:
-            without_prior = pretraining_epochs(N_STEPS, n_train, batch_size, 67)
-            with_prior = epochs_for_steps(N_PRIOR_STEPS, n_train, batch_size, 133)
+            without_prior = pretraining_epochs(N_STEPS, n_train, batch_size, MOST_EPOCHS)
+            with_prior = epochs_for_steps(N_PRIOR_STEPS, n_train, batch_size, MOST_PRIOR_EPOCHS)
         if max_epochs is None:
             max_epochs = epochs_for_steps(300, n_train, batch_size, 60)
         starts = self._continue_clusters if self._continues and not with_prior else self._start_clusters
