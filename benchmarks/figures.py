@@ -40,7 +40,7 @@ PHASES = {
     "gmvae": {
         "pretrain": "give the counts back\nfrom a noisy version",
         "vae": "one Gaussian ball\nas prior, noisy input",
-        "mixture": "components placed on clusters,\nall trained together",
+        "mixture": "components on clusters,\nall trained together",
     },
     "idc": {
         "pretrain": "autoencoder\nwithout gates",
