@@ -133,15 +133,28 @@ def test_what_cells_started_from_is_kept_in_the_numbers_of_the_clusters(adata, n
     assert not seen[-1]
 
 
+class _Anchor(Callback):
+    """Start labels that each training saw."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, trainer, pl_module):
+        self.seen.append(pl_module.module.start_labels)
+
+
 def test_the_anchor_of_a_mixture_holds_in_a_second_call(adata):
-    agreement = []
+    agreement, anchor = [], _Anchor()
     for calls in ((12,), (6, 6)):
         model = new(sdc.model.GMVAE, adata.copy())
         for number, epochs in enumerate(calls):
-            model.train(epochs, None if number else 30, plan_kwargs={"lr": 5e-3} if number else None, **QUIET)
+            lr = {"lr": 5e-3} if number else None
+            model.train(epochs, None if number else 30, plan_kwargs=lr, callbacks=[anchor], **QUIET)
         codes = pd.crosstab(model.initial_labels_, model.predict()).to_numpy()
         agreement.append(codes.max(axis=1).sum() / codes.sum())
     assert agreement[1] >= agreement[0] - 0.02
+    *_, first, second = anchor.seen  # of the mixture phases of the last model
+    assert torch.equal(first, second)
 
 
 # -- a call that fails ------------------------------------------------------------------------------------------------

@@ -257,6 +257,18 @@ def test_a_facet_that_was_asked_for_but_is_not_crossed_is_reported(adata, crosse
 
 
 @pytest.mark.slow
+def test_shallow_types_in_batches_are_not_lost_to_the_prior():
+    adata = sdc.datasets.simulate_counts(
+        2000, 2000, n_clusters=5, n_batches=4, depth=310, marker_log_fold_change=2.0, seed=0
+    )
+    MFCVAE.setup_anndata(adata, batch_key="batch")
+    model = MFCVAE(adata, n_clusters=5, seed=0)
+    model.train(**QUIET)
+    scores = sdc.tl.score_clusters(adata.obs.assign(found=model.predict()), "found", label_key="cell_type")
+    assert scores.loc["found", "ARI"] > 0.5  # .01 with a prior that is there from a fifth of the phase on
+
+
+@pytest.mark.slow
 def test_the_advice_of_a_closed_facet_leads_to_one_that_is_open(real_data):
     """What was advised, to force a facet, gave one that had nothing to do with the stimulation."""
     adata = real_data("kang_muscat")
